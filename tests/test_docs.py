@@ -26,8 +26,10 @@ def test_relative_links_lead_somewhere(document):
 @pytest.mark.parametrize("lang", READMES)
 def test_the_tree_names_every_file_of_the_package(lang):
     tree = section(READMES[lang].read_text("utf-8"), TITLES[lang][0])
-    named = set(re.findall(r"^  (\S+\.(?:py|json))", tree, re.M))
-    assert named == {path.name for path in (ROOT / "course_lib").iterdir() if path.suffix in (".py", ".json")} - {"__init__.py"}
+    named = set(re.findall(r"^  (\S+\.(?:py|json)|\w+(?=/))", tree, re.M))
+    there = {path.name for path in (ROOT / "course_lib").iterdir()
+             if path.suffix in (".py", ".json") or (path / "__init__.py").is_file()}
+    assert named == there - {"__init__.py"}
     for top in re.findall(r"^(\S+)", tree.replace("```", ""), re.M):
         assert (ROOT / top).exists()
 

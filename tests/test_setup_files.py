@@ -159,7 +159,8 @@ def test_ci_and_workflows_call_course_py():
 def test_a_wheel_holds_data_and_strings(tmp_path):
     """Build for real, from a copy, without the network."""
     copy = tmp_path / "copy"
-    for name in ("pyproject.toml", "README.md", "LICENSE", "LICENSE-CONTENT", "course_lib/*", "data/*"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "LICENSE-CONTENT", "course_lib/**/*.py", "course_lib/*.json",
+                 "data/*"):
         for path in ROOT.glob(name):
             if path.is_file():
                 target = copy / path.relative_to(ROOT)
@@ -168,6 +169,7 @@ def test_a_wheel_holds_data_and_strings(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w"]
     subprocess.run([*command, tmp_path, copy], check=True, capture_output=True)
     names = zipfile.ZipFile(next(tmp_path.glob("course_lib-*.whl"))).namelist()
+    assert all(path.relative_to(ROOT).as_posix() in names for path in (ROOT / "course_lib").rglob("*.py"))
     assert "course_lib/strings.json" in names and "course_lib/data/catalog.json" in names
     for path in (ROOT / "data").iterdir():
         if path.is_file():

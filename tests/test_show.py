@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from course_lib import decode, runtime, show
+from course_lib.show import canvas
 
 
 class Letters:
@@ -35,7 +36,7 @@ def test_pictures_have_every_glyph(name, lang):
     show.use_korean_font()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*[Gg]lyph")
-        png = show._png(pictures()[name]())
+        png = canvas.png(pictures()[name]())
     assert png.startswith(b"\x89PNG") and len(png) > 5000
 
 
@@ -44,7 +45,7 @@ def test_pictures_speak_the_chosen_language(name):
     pngs = []
     for lang in runtime.LANGUAGES:
         runtime.set_language(lang)
-        pngs.append(show._png(pictures()[name]()))
+        pngs.append(canvas.png(pictures()[name]()))
     assert pngs[0] != pngs[1]
 
 

@@ -1,0 +1,8 @@
+"""Graders: `check("02.1", answer)` says that an answer is right, or what to look at next; never the solution.
+
+Each lesson's graders are a file; importing it registers them.
+"""
+from . import lesson_01, lesson_02
+from .grading import Grade, check, exercises
+
+__all__ = ["Grade", "check", "exercises", "lesson_01", "lesson_02"]
