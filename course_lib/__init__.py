@@ -12,7 +12,10 @@ _HOME = {
     "profile": "runtime", "set_seed": "runtime", "cache_dir": "runtime",
     "setup": "lessons", "check": "lessons",
 }
-_MODULES = ("catalog", "decode", "lessons", "loading", "memory", "runtime", "show")
+_MODULES = (
+    "architectures", "catalog", "data", "decode", "distill", "filters", "finetune", "fused_loss", "lessons",
+    "loading", "memory", "noise", "runtime", "show", "synthesis", "training",
+)
 
 __all__ = [*_HOME, *_MODULES]
 

@@ -1,9 +1,10 @@
 """The figures of the README: what the package saves against the code that tutorials show, as ratios in one run.
 
-    python course.py bench            the package, then every lesson (minutes)
-    python -m course_lib.bench --quick    the package alone
+    python course.py bench                the package, training against what people copy, then every lesson (25 minutes)
+    python -m course_lib.bench --quick    without the lessons (15 minutes)
 
-Prints Markdown, first of all the machine: seconds of another machine mean nothing, ratios a little more.
+Prints Markdown, first of all the machine: seconds of another machine mean nothing, ratios a little more. The training
+figures (`bench_training`) also go to build/bench.json, with the machine, and their growth to a picture beside it.
 """
 from __future__ import annotations
 
@@ -69,6 +70,24 @@ def package_figures() -> None:
               f"{result.tokens_per_second / base:.2f} |")
 
 
+def write_training_figures() -> None:
+    """Run `bench_training`; build/bench.json and build/growth.<lang>.png are complete or not there."""
+    import json
+
+    from . import bench_training, show
+
+    folder = lessons.ROOT / "build"
+    folder.mkdir(exist_ok=True)
+    figures = {"machine": machine(), **bench_training.run()}
+    part = folder / "bench.json.part"
+    part.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    part.replace(folder / "bench.json")
+    show.use_korean_font()
+    for lang in runtime.LANGUAGES:
+        runtime.set_language(lang)
+        (folder / f"growth.{lang}.png").write_bytes(show.png(show.growth_lines(figures["growth"])))
+
+
 def main() -> int:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m course_lib.bench", description="Time the package and the lessons.")
@@ -77,6 +96,7 @@ def main() -> int:
     runtime.quiet()
     print(f"Machine: {machine()}\n")
     package_figures()
+    write_training_figures()
     if args.quick:
         return 0
     started = time.perf_counter()

@@ -1,6 +1,7 @@
 """Executing lessons without a screen: one line a cell as it runs, what it printed, a summary at the end."""
 from __future__ import annotations
 
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def run_notebook(name: str, lang: str, *, root: Path = ROOT, store: bool = False
                             on_cell_start=on_start, on_cell_executed=on_done)
     begin, error = time.perf_counter(), None
     try:
-        client.execute()
+        client.execute(env={**os.environ, "COURSE_QUIET": "1"})
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as failure:
         error = re.sub(r"\x1b\[[0-9;]*m", "", str(failure))  # without the terminal's colours
     result = Result(name, lang, len(code), time.perf_counter() - begin, error)

@@ -109,6 +109,7 @@ def quiet() -> None:
                  "accelerate.utils.modeling"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft 0.21 asks for it
     import datasets
     import transformers
 
@@ -116,6 +117,11 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
+
+
+def show_progress() -> bool:
+    """Whether somebody watches: a terminal or a notebook, unless COURSE_QUIET is set (tests, stored outputs)."""
+    return not os.environ.get("COURSE_QUIET") and ("ipykernel" in sys.modules or sys.stderr.isatty())
 
 
 def check_choice(argument: str, value: object, allowed: Iterable[object]) -> None:

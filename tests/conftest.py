@@ -8,6 +8,7 @@ import pytest
 os.environ.setdefault("COURSE_PROFILE", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ["COURSE_QUIET"] = "1"  # no progress bars, in the notebooks' kernels neither
 
 CHATML = ("{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")

@@ -3,12 +3,27 @@
 A figure is returned, not shown, so that a cell shows it by ending with it. A widget carries a picture of its first
 state beside it: a viewer without a kernel (a code host's preview, a printout) shows that picture instead.
 """
-from .canvas import COLOURS, display_with_fallback, explorer, use_korean_font
+from .architectures import cache_lines, head_groups, maps, parameter_shares, soft_cap_curves
+from .canvas import COLOURS, display_with_fallback, explorer, png, use_korean_font
+from .data import filter_funnel, pacing_curves, run_losses
+from .distillation import (
+    distillation_curves,
+    distillation_explorer,
+    distillation_terms,
+    growth_lines,
+    layer_influences,
+    student_bars,
+)
 from .speed import cost_explorer, cost_picture, memory_bars, speed_lines
 from .tokens import next_tokens, sampling_explorer, tokens_per_character
+from .training import training_memory, wasted_tokens
 
 __all__ = [
-    "COLOURS", "display_with_fallback", "explorer", "use_korean_font",
+    "COLOURS", "display_with_fallback", "explorer", "png", "use_korean_font",
+    "cache_lines", "head_groups", "maps", "parameter_shares", "soft_cap_curves",
+    "distillation_curves", "distillation_explorer", "distillation_terms", "growth_lines", "layer_influences", "student_bars",
+    "filter_funnel", "pacing_curves", "run_losses",
     "cost_explorer", "cost_picture", "memory_bars", "speed_lines",
     "next_tokens", "sampling_explorer", "tokens_per_character",
+    "training_memory", "wasted_tokens",
 ]

@@ -1,0 +1,90 @@
+"""Seeded damage: what web pages do to a good text, done on purpose, so that its cost can be measured.
+
+Each kind imitates a mechanism that crawls are full of: the page around the text (boilerplate), sentences that a broken
+template repeats, bytes read in the wrong encoding or lost, keyword spam written by a machine, and words in random order.
+The clean text is known, so a filter can be judged by what it finds. Lesson 04 uses it.
+"""
+from __future__ import annotations
+
+import random
+import re
+
+from .filters import sentences
+from .runtime import LANGUAGES, check_choice
+
+_BEFORE = {
+    "en": ("Home | Products | News | Contact | Log in", "We value your privacy. Accept all cookies | Settings",
+           "Subscribe to our newsletter and get 10% off!", "You are here: Home > Articles > Page 3", "Menu Search Cart (0)"),
+    "ko": ("홈 | 제품 | 뉴스 | 고객센터 | 로그인", "쿠키를 사용합니다. 모두 허용 | 설정",
+           "뉴스레터를 구독하고 10% 할인을 받으세요!", "현재 위치: 홈 > 게시판 > 3페이지", "메뉴 검색 장바구니(0)"),
+}
+_AFTER = {
+    "en": ("Share | Tweet | Print | E-mail", "Related: 10 tricks you won't believe", "0 comments. Log in to reply.",
+           "All rights reserved. Terms | Privacy | Imprint", "« Previous   1 2 3 4 5   Next »"),
+    "ko": ("공유 | 인쇄 | 스크랩 | 신고", "관련 글: 절대 놓치면 안 될 10가지", "댓글 0개. 로그인 후 작성할 수 있습니다.",
+           "무단 전재 및 재배포 금지. 이용약관 | 개인정보처리방침", "« 이전   1 2 3 4 5   다음 »"),
+}
+_SPAM = {
+    "en": ("Buy cheap {word} online!", "Best {word} price, free shipping.", "{word} {other} {word} discount 90% off.",
+           "Click here for {word} now!!!", "Top {other} {word} reviews, order today.", "Win free {other}, limited offer."),
+    "ko": ("{word} 최저가 구매!", "{word} 무료 배송, 지금 신청.", "{word} {other} {word} 90% 할인 이벤트.",
+           "{word} 여기를 클릭하세요!!!", "{other} {word} 추천 순위 후기.", "{other} 무료 증정, 선착순 마감."),
+}
+
+
+def add_noise(text: str, kind: str, lang: str, rng: random.Random) -> str:
+    """The text, damaged; the same `rng` state gives the same damage on every machine.
+
+    Args:
+        kind: "boilerplate" (page furniture before and after), "repetition" (half of the sentences three to five times),
+            "encoding" (UTF-8 read as Windows-1252, or a tenth of the bytes lost), "spam" (keyword spam instead of the
+            text, as long as it, on its words) or "shuffled" (its words in random order).
+        lang: "en" or "ko", the language of the text.
+
+    Raises:
+        ValueError: unknown kind or language, or an empty text.
+    """
+    check_choice("kind", kind, KINDS)
+    check_choice("lang", lang, LANGUAGES)
+    if not text.strip():
+        raise ValueError("text is empty; there is nothing to damage")
+    return _DAMAGE[kind](text, lang, rng)
+
+
+def _boilerplate(text: str, lang: str, rng: random.Random) -> str:
+    return "\n".join([*rng.sample(_BEFORE[lang], 4), text, *rng.sample(_AFTER[lang], 4)])
+
+
+def _repetition(text: str, lang: str, rng: random.Random) -> str:
+    parts = sentences(text)
+    repeated = set(rng.sample(range(len(parts)), (len(parts) + 1) // 2))
+    return " ".join(part for row, part in enumerate(parts) for _ in range(rng.randint(3, 5) if row in repeated else 1))
+
+
+def _encoding(text: str, lang: str, rng: random.Random) -> str:
+    if rng.random() < 0.5:
+        return bytes(byte for byte in text.encode() if rng.random() >= 0.1).decode(errors="replace")
+    # plain ASCII survives a wrong encoding, so English is hit where editors put curly quotes and no-break spaces
+    text = re.sub(" ", lambda _: rng.choice(" \u00a0"), text).replace("'", "’").replace('"', "”")
+    # Windows-1252 leaves five bytes undefined; browsers then show the control character of that number
+    return "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in text.encode())
+
+
+def _spam(text: str, lang: str, rng: random.Random) -> str:
+    words = sorted(set(re.findall(r"\w{4,}" if lang == "en" else r"[가-힣]{2,}", text))) or [text.split()[0]]
+    word, other = rng.choice(words), rng.choice(words)
+    lines = []
+    while len(" ".join(lines)) < len(text):
+        lines.append(rng.choice(_SPAM[lang]).format(word=word, other=other))
+    return " ".join(lines)
+
+
+def _shuffled(text: str, lang: str, rng: random.Random) -> str:
+    words = text.split()
+    rng.shuffle(words)
+    return " ".join(words)
+
+
+_DAMAGE = {"boilerplate": _boilerplate, "repetition": _repetition, "encoding": _encoding, "spam": _spam,
+           "shuffled": _shuffled}
+KINDS = tuple(_DAMAGE)

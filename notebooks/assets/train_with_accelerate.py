@@ -1,0 +1,29 @@
+"""Fine-tune on the course's questions with LoRA, on as many processes as `accelerate launch` starts.
+
+    accelerate launch --num_processes 2 train_with_accelerate.py            two GPUs
+    accelerate launch --cpu --num_processes 2 train_with_accelerate.py      two processes on one CPU
+
+Each process takes its own share of every batch, so `--batch-size` counts samples of one process.
+"""
+import argparse
+import json
+
+from accelerate import PartialState
+
+import course_lib as cl
+from course_lib.finetune import finetune
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--model", default=None, help="a name for cl.load; by default the profile's")
+parser.add_argument("--lang", default="ko")
+parser.add_argument("--batch-size", type=int, default=2)
+parser.add_argument("--steps", type=int, default=8)
+parser.add_argument("--output", default=None, help="a folder for the adapter")
+options = parser.parse_args()
+
+cl.runtime.quiet()
+model, tokenizer = cl.load(options.model or cl.profile().model, "fp32" if cl.profile().device == "cpu" else "bf16")
+result = finetune(model, tokenizer, cl.data.load_qa(options.lang), batch_size=options.batch_size, max_steps=options.steps,
+                  learning_rate=1e-3, output_dir=options.output, train_sampling_strategy="random", disable_tqdm=True)
+if PartialState().is_main_process:
+    print(json.dumps(result.losses))

@@ -1,0 +1,334 @@
+"""Our texts, held against their data card and their own rules; chat format; curricula, up to a Trainer that resumes."""
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+
+from course_lib import data, filters, noise, runtime
+
+FOLDER = Path(__file__).parent.parent / "data"
+SPLITS = ("train", "validation", "test")
+SUBJECTS = ("gen", "slm")
+every_language = pytest.mark.parametrize("lang", runtime.LANGUAGES)
+
+
+def stored(name):
+    """The records of one of our files, read apart from the package."""
+    return [json.loads(line) for line in (FOLDER / name).read_text("utf-8").splitlines()]
+
+
+QA, CORPUS, CHOICES = stored("qa.jsonl"), stored("corpus.jsonl"), stored("choices.jsonl")
+
+
+# --- the files ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name, mark", [("qa.jsonl", ""), ("corpus.jsonl", "c"), ("choices.jsonl", "m")])
+def test_files_are_tidy(name, mark):
+    content = (FOLDER / name).read_bytes()
+    records = stored(name)
+    assert content.decode() == "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    ids = [record["id"] for record in records]
+    assert ids == sorted(set(ids)) and all(re.fullmatch(rf"(gen|slm)-{mark}\d{{3}}", one) for one in ids)
+    assert Counter(one[:3] for one in ids) == dict.fromkeys(SUBJECTS, len(ids) // 2)
+    assert all(re.fullmatch("[a-z0-9-]+", record["topic"]) for record in records)
+
+
+def texts(record, lang):
+    part = record[lang]
+    if isinstance(part, str):
+        return [part]
+    return [part["question"], *part.get("choices", [part.get("answer")])]
+
+
+def test_texts_are_tidy_and_in_their_language():
+    for record in [*QA, *CORPUS, *CHOICES]:
+        for lang in runtime.LANGUAGES:
+            assert all(text == " ".join(text.split()) for text in texts(record, lang)), record["id"]
+        assert re.search("[가-힣]", texts(record, "ko")[0]), record["id"]
+        english = " ".join(texts(record, "en"))  # items about the Korean language quote it
+        assert filters.language_share(english, "en") > 0.9 and re.search("Korean|한글|^[^가-힣]*$", english), record["id"]
+
+
+def test_korean_answers_are_in_formal_style():
+    for record in QA:
+        ends = filters.sentences(record["ko"]["answer"])
+        assert all(re.search(r"니다\.$", end) for end in ends), record["id"]
+        assert re.search(r"(까\?|주세요\.)$", record["ko"]["question"]), record["id"]
+    for record in CORPUS:
+        assert all(re.search(r"(니다\.|니까\?|시다\.|\)\.)$", end) for end in filters.sentences(record["ko"])), record["id"]
+
+
+def test_answers_and_paragraphs_have_their_lengths():
+    for record in QA:
+        assert 12 <= len(record["en"]["answer"].split()) <= 55 and 35 <= len(record["ko"]["answer"]) <= 150, record["id"]
+    for record in CORPUS:
+        assert 65 <= len(record["en"].split()) <= 115 and 170 <= len(record["ko"]) <= 310, record["id"]
+
+
+def test_splits_are_balanced_over_the_subjects():
+    assert Counter((record["id"][:3], record["split"]) for record in QA) == {
+        (subject, split): size for subject in SUBJECTS for split, size in zip(SPLITS, (148, 18, 18), strict=True)}
+    assert Counter((record["id"][:3], record["split"]) for record in CORPUS) == {
+        (subject, split): size for subject in SUBJECTS for split, size in (("train", 48), ("test", 16))}
+
+
+def largest_similarity(some):
+    """Largest Jaccard similarity of character 5-grams over all pairs, by matrix products: no hashing."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    grams = CountVectorizer(analyzer="char", ngram_range=(5, 5), binary=True).fit_transform(some)
+    common = (grams @ grams.T).toarray()
+    sizes = np.diag(common)
+    similarity = common / (sizes[:, None] + sizes[None, :] - common)
+    return (similarity - np.eye(len(some))).max()
+
+
+@every_language
+def test_no_two_records_are_near_duplicates(lang):
+    """Neither within a split nor across: questions, answers, paragraphs."""
+    for some in ([record[lang]["question"] for record in QA + CHOICES], [record[lang]["answer"] for record in QA],
+                 [record[lang] for record in CORPUS]):
+        assert filters.near_duplicates(some, threshold=0.5) == []
+        assert len({filters.normalise(text) for text in some}) == len(some)
+        assert largest_similarity(some) < 0.5
+
+
+@every_language
+def test_choices_cannot_be_guessed_from_their_form(lang):
+    assert Counter(record["answer"] for record in CHOICES) == dict.fromkeys(range(4), len(CHOICES) // 4)
+    for choose in (max, min):  # the longest, the shortest
+        hits = 0.0
+        for record in CHOICES:
+            lengths = [len(choice) for choice in record[lang]["choices"]]
+            assert len(set(record[lang]["choices"])) == 4
+            best = [place for place, length in enumerate(lengths) if length == choose(lengths)]
+            hits += (record["answer"] in best) / len(best)
+        assert hits / len(CHOICES) < 0.3
+
+
+def test_the_data_card_counts_right():
+    card = (FOLDER / "README.md").read_text("utf-8")
+    for records, what, splits in ((QA, "pairs", SPLITS), (CORPUS, "paragraphs", ("train", "test"))):
+        counts = Counter(record["split"] for record in records)
+        parts = ", ".join(f"{counts[split]} {split}" for split in splits)
+        assert f"| {len(records)} {what} in each language: {parts} |" in card
+    assert f"| {len(CHOICES)} questions in each language |" in card and len(QA) >= 300
+    means = [np.mean(sizes) for sizes in (
+        [len(record["en"]["answer"].split()) for record in QA], [len(record["ko"]["answer"]) for record in QA],
+        [len(record["en"].split()) for record in CORPUS], [len(record["ko"]) for record in CORPUS])]
+    assert "{:.0f} words on average, Korean ones {:.0f} characters; paragraphs {:.0f} words and {:.0f}".format(*means) in card
+    error = 50 / math.sqrt(len(CHOICES))
+    assert f"with {len(CHOICES)} questions the standard error of an accuracy near 50 % is {error:.1f}" in card
+
+
+# --- loaders -----------------------------------------------------------------------------------------------------
+
+@every_language
+def test_questions_load_in_the_same_order_in_both_languages(lang):
+    for split in SPLITS:
+        dataset = data.load_qa(lang, split)
+        assert dataset.column_names == ["question", "answer", "topic", "id"]
+        expected = [record for record in QA if record["split"] == split]
+        assert dataset["id"] == [record["id"] for record in expected]
+        assert dataset["answer"] == [record[lang]["answer"] for record in expected]
+
+
+@every_language
+def test_choices_load(lang):
+    dataset = data.load_choices(lang)
+    assert dataset.column_names == ["question", "choices", "answer", "topic", "id"]
+    assert dataset[5] == {**CHOICES[5][lang], **{key: CHOICES[5][key] for key in ("answer", "topic", "id")}}
+
+
+@every_language
+def test_the_corpus_is_damaged_as_asked(lang):
+    clean, mixed, noisy = (data.load_corpus(lang, quality=quality) for quality in data.QUALITIES)
+    assert clean["text"] == [record[lang] for record in CORPUS if record["split"] == "train"]
+    assert clean["id"] == mixed["id"] == noisy["id"] and set(clean["kind"]) == {"clean"}
+    assert Counter(mixed["kind"])["clean"] == len(clean) // 2
+    counts = Counter(noisy["kind"])
+    assert set(counts) == set(noise.KINDS) and max(counts.values()) - min(counts.values()) <= 1
+    for before, half, full in zip(clean, mixed, noisy, strict=True):
+        assert full["text"] != before["text"] or full["kind"] == "encoding"
+        assert half in (before, full)
+
+
+def test_damage_follows_the_seed_alone():
+    first, again, other = (data.load_corpus("ko", "test", "noisy", seed=seed).to_list() for seed in (1, 1, 2))
+    assert first == again != other
+    kinds = [data.load_corpus(lang, "test", "mixed")["kind"] for lang in runtime.LANGUAGES]
+    assert kinds[0] == kinds[1] and len(kinds[0]) == 32
+
+
+@every_language
+def test_the_cheap_filters_tell_damage_from_our_texts(lang):
+    """No clean paragraph is lost; of the damaged ones repetition and spam all go, words in random order all stay."""
+    assert len(data.quality_filter(data.load_corpus(lang), lang=lang).dropped) == 0
+    report = data.quality_filter(data.load_corpus(lang, quality="noisy"), lang=lang)
+    assert not {"repetition", "spam"} & set(report.kept["kind"])
+    assert not {"shuffled", "boilerplate"} & set(report.dropped["kind"])
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: data.load_qa("fr"), "lang is 'fr'; it must be one of en, ko"),
+    (lambda: data.load_qa("en", "dev"), "split is 'dev'; it must be one of train, validation, test"),
+    (lambda: data.load_corpus("en", "validation"), "split is 'validation'; it must be one of train, test"),
+    (lambda: data.load_corpus("en", quality="dirty"), "quality is 'dirty'; it must be one of clean, mixed, noisy"),
+    (lambda: data.load_choices("de"), "lang is 'de'"),
+    (lambda: data.to_messages(data.load_choices("en").remove_columns("answer")), "needed is 'answer'; it must be one of")])
+def test_what_is_wrong_is_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+# --- chat format -------------------------------------------------------------------------------------------------
+
+def test_messages_are_what_trl_masks_the_prompt_of(tiny):
+    """SFTTrainer itself builds the batch: labels on the answer and the end of the turn, nowhere else."""
+    from trl import SFTConfig, SFTTrainer
+
+    model, tokenizer = tiny
+    dataset = data.to_messages(Dataset.from_dict({"question": ["Why?"], "answer": ["So."], "id": ["x"]}))
+    assert dataset.to_list() == [{"prompt": [{"role": "user", "content": "Why?"}],
+                                  "completion": [{"role": "assistant", "content": "So."}]}]
+    options = SFTConfig(report_to=[], use_cpu=True, disable_tqdm=True)
+    trainer = SFTTrainer(model, options, train_dataset=dataset, processing_class=tokenizer)
+    batch = next(iter(trainer.get_train_dataloader()))
+    labelled = batch["labels"][0] != -100
+    whole = tokenizer.decode(batch["input_ids"][0])
+    assert whole.startswith("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>")
+    assert tokenizer.decode(batch["labels"][0][labelled]).rstrip() == "So.<|im_end|>"
+
+
+# --- curriculum --------------------------------------------------------------------------------------------------
+
+def weights(difficulty, step, **options):
+    return data.curriculum_weights(difficulty, step, **{"total_steps": 10, **options})
+
+
+@pytest.mark.parametrize("order", data.ORDERS)
+@pytest.mark.parametrize("root", [1, 2, 3.5])
+def test_weights_are_a_distribution_that_grows(order, root):
+    difficulty = torch.rand(50, generator=torch.Generator().manual_seed(0))
+    steps = [weights(difficulty, step, order=order, root=root) for step in range(13)]
+    for one in steps:
+        assert one.shape == (50,) and (one >= 0).all() and one.sum().item() == pytest.approx(1)
+        assert len(one[one > 0].unique()) == 1
+    for before, after in zip(steps, steps[1:], strict=False):
+        assert ((after > 0) | ~(before > 0)).all()  # what is open stays open
+    assert (steps[10] > 0).all() and torch.equal(steps[10], steps[12])
+    assert int((steps[0] > 0).sum()) == (50 if order == "random" else 10)
+
+
+@pytest.mark.parametrize("step", range(11))
+@pytest.mark.parametrize("root", [1, 2])
+def test_the_open_share_is_the_papers_competence(step, root):
+    """Platanios et al. 2019, written out for p = 1 and 2, with T = 10 and c₀ = 0.2."""
+    competence = step * (1 - 0.2) / 10 + 0.2 if root == 1 else math.sqrt(step * (1 - 0.2**2) / 10 + 0.2**2)
+    is_open = weights(range(1000), step, root=root) > 0
+    assert int(is_open.sum()) == math.ceil(round(1000 * competence, 6))
+    assert is_open[:int(is_open.sum())].all()
+
+
+def test_orders_mirror_each_other_and_ties_stay_together():
+    difficulty = [5.0, 1.0, 3.0, 1.0, 9.0]
+    assert (weights(difficulty, 0) > 0).tolist() == [False, True, False, True, False]
+    assert (weights(difficulty, 0, order="hard_to_easy") > 0).tolist() == [False, False, False, False, True]
+    assert weights([2.0] * 4, 0).tolist() == [0.25] * 4
+    assert torch.equal(weights([-5.0, -1.0, -3.0], 1), weights([5.0, 1.0, 3.0], 1, order="hard_to_easy"))
+    assert weights([float("inf"), 1.0], 10).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (([], 0), "difficulty has shape"), (([[1.0]], 0), "difficulty has shape"), (([1.0, math.nan], 0), "1 NaN"),
+    (([1.0], -1), "step is -1, .*allowed are step from 0")])
+def test_wrong_curricula_are_named(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        weights(*arguments)
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"order": "shuffled"}, "order is 'shuffled'"), ({"total_steps": 0}, "total_steps 0"), ({"start": 0}, "start 0"),
+    ({"start": 1.1}, "start 1.1"), ({"root": 0}, "root 0")])
+def test_wrong_options_are_named(options, words):
+    with pytest.raises(ValueError, match=words):
+        weights([1.0, 2.0], 0, **options)
+    with pytest.raises(ValueError, match=words):
+        data.CurriculumSampler([1.0, 2.0], 1, **{"total_steps": 3, **options})
+
+
+def test_the_sampler_draws_what_is_open():
+    difficulty = list(range(40))
+    sampler = data.CurriculumSampler(difficulty, 4, 20, seed=3)
+    drawn = list(sampler)
+    assert len(drawn) == len(sampler) == 80 and drawn == list(sampler)
+    assert drawn != list(data.CurriculumSampler(difficulty, 4, 20, seed=4))
+    for step in range(20):
+        batch = drawn[4 * step:4 * step + 4]
+        assert len(set(batch)) == 4 and all(weights(difficulty, step, total_steps=10)[batch] > 0)
+    assert max(drawn[:4]) < 8 and max(drawn[40:]) > 36
+    slower = list(data.CurriculumSampler(difficulty, 4, 20, open_after=1, root=1))
+    assert all(row < 8 + 32 * (place // 4) / 20 + 1 for place, row in enumerate(slower))
+    assert len(list(data.CurriculumSampler([1.0, 2.0], 5, 2))) == 10  # fewer samples than a batch: some twice
+    for name, wrong in (("batch_size", 0), ("open_after", 0), ("open_after", 2)):
+        with pytest.raises(ValueError, match=f"{name} (is )?{wrong}"):
+            data.CurriculumSampler([1.0], **{"batch_size": 1, "total_steps": 2, name: wrong})
+
+
+def test_the_drawn_loss_is_the_weighted_loss():
+    """The mean of what a step draws estimates Σ w_i L_i."""
+    loss = torch.arange(20.0)
+    weighted = (weights(range(20), 2, total_steps=4) * loss).sum()
+    drawn = [list(data.CurriculumSampler(range(20), 5, 8, seed=seed))[10:15] for seed in range(300)]
+    assert loss[torch.tensor(drawn)].mean().item() == pytest.approx(weighted.item(), rel=0.05)
+
+
+class Recorder(transformers.Trainer):
+    """As the docstring of CurriculumSampler says; notes which samples each optimizer step saw."""
+
+    sampler, seen, stop = None, None, None
+
+    def _get_train_sampler(self, train_dataset=None):
+        return self.sampler
+
+    def compute_loss(self, model, inputs, **options):
+        row = inputs["input_ids"][:, 0].tolist()
+        self.seen.setdefault(self.state.global_step, []).extend(row)
+        if len(self.seen) > (self.stop or 99):
+            raise KeyboardInterrupt
+        return super().compute_loss(model, inputs, **options)
+
+
+def test_a_trainer_follows_the_curriculum_and_resumes(tiny, tmp_path):
+    """Batch 2 × accumulation 2, six steps, killed in the fourth, resumed from a checkpoint: the draws of an unbroken run."""
+    model, _ = tiny
+    dataset = Dataset.from_dict({"input_ids": [[row, 5, 6] for row in range(30)], "labels": [[row, 5, 6] for row in range(30)]})
+    sampler = data.CurriculumSampler(range(30), 4, 6, seed=1)
+
+    def trainer():
+        options = transformers.TrainingArguments(
+            tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=6, save_steps=3, report_to=[],
+            use_cpu=True, disable_tqdm=True, logging_strategy="no")
+        made = Recorder(model, options, train_dataset=dataset)
+        made.sampler, made.seen = sampler, {}
+        return made
+
+    drawn = list(sampler)
+    expected = {step: drawn[4 * step:4 * step + 4] for step in range(6)}
+    whole = trainer()
+    whole.train()
+    assert whole.seen == expected and whole.state.epoch == 1
+    broken = trainer()
+    broken.stop = 4
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.seen == {step: expected[step] for step in (3, 4, 5)}
