@@ -39,7 +39,7 @@ def make_student(model: PreTrainedModel, layers: Iterable[int]) -> PreTrainedMod
         ValueError: indices that are no such list, or a quantized model.
     """
     kept, depth = list(layers), model.config.num_hidden_layers
-    if not kept or kept != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < depth:
+    if not kept or kept != sorted(set(kept) & set(range(depth))):
         raise ValueError(f"layers is {kept}; it must hold different indices in ascending order, from 0 to {depth - 1}")
     if getattr(model, "quantization_method", None):
         raise ValueError("model is quantized, and packed weights can't be trained; load it in fp32 or bf16")

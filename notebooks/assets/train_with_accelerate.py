@@ -23,7 +23,8 @@ options = parser.parse_args()
 
 cl.runtime.quiet()
 model, tokenizer = cl.load(options.model or cl.profile().model, "fp32" if cl.profile().device == "cpu" else "bf16")
-result = finetune(model, tokenizer, cl.data.load_qa(options.lang), batch_size=options.batch_size, max_steps=options.steps,
-                  learning_rate=1e-3, output_dir=options.output, train_sampling_strategy="random", disable_tqdm=True)
+rows = cl.data.load_qa(options.lang).shuffle(seed=0)  # an order that does not depend on the number of processes
+result = finetune(model, tokenizer, rows, batch_size=options.batch_size, max_steps=options.steps, learning_rate=1e-3,
+                  output_dir=options.output, train_sampling_strategy="sequential", disable_tqdm=True)
 if PartialState().is_main_process:
     print(json.dumps(result.losses))
