@@ -11,10 +11,12 @@ https://huggingface.co/docs/trl/sft_trainer, https://huggingface.co/docs/peft.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import tempfile
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,7 +170,8 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
             raise ValueError(f"the adapter in {str(folder)!r} was trained on another model ({trained_on['name']}, "
                              f"{trained_on['layers']} layers); load that one")
     try:
-        return PeftModel.from_pretrained(model, folder).eval()
+        with _no_banner():
+            return PeftModel.from_pretrained(model, folder).eval()
     except (RuntimeError, ValueError) as error:  # shapes or names of layers that don't fit
         reason = str(error).splitlines()[0]
         raise ValueError(f"the adapter in {str(folder)!r} does not fit this model: {reason}") from error
@@ -227,8 +230,16 @@ def _with_adapters(model, method: str, rank: int, alpha: int | None, target_modu
         target_modules = [target_modules] if isinstance(target_modules, str) else list(target_modules)
         _check_targets(target_modules, _linears(model))
     torch.manual_seed(seed)  # of A; B starts at zero
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=target_modules,
-                                            task_type="CAUSAL_LM"))
+    config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=target_modules, task_type="CAUSAL_LM")
+    with _no_banner():
+        return get_peft_model(model, config)
+
+
+@contextmanager
+def _no_banner() -> Iterator[None]:
+    """PEFT imports gptqmodel where that is installed, which prints a greeting."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
 
 
 def _must_recompute(model, method: str, rank: int, batch: int, longest: int) -> bool:
