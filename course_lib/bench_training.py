@@ -73,7 +73,7 @@ def students(precision: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     """The real teacher, and a student of its ten most influential layers."""
     teacher, tokenizer = loading.load(runtime.profile().model, precision)
     influence = distill.layer_influence(teacher, tokenizer, data.load_corpus("en", "train")["text"][:4])
-    kept = sorted(range(len(influence)), key=lambda layer: -influence[layer])[:len(influence) // 3]
+    kept = sorted(range(len(influence)), key=lambda layer: -influence[layer])[:max(1, len(influence) // 3)]
     return teacher, distill.make_student(teacher, sorted(kept)).train()
 
 

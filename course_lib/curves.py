@@ -77,8 +77,8 @@ def main(steps: int = 60) -> None:
             trainer.train()
         print(way, curve["kl"], flush=True)
     part = path().with_suffix(".part")
-    part.write_text(json.dumps({"machine": bench.machine(), "model": name, "layers": kept, "curves": curves}, indent=1) + "\n",
-                    encoding="utf-8")
+    found = {"machine": bench.machine(), "model": str(name), "layers": kept, "curves": curves}
+    part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     part.replace(path())
 
 

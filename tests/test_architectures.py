@@ -44,8 +44,8 @@ def twin_of(attention, **changes):
 
 
 def library_attention(model, layer, hidden):
-    positions = torch.arange(hidden.shape[1])[None]
-    return model.model.layers[layer].self_attn(hidden, model.model.rotary_emb(hidden, positions), attention_mask=None)[0]
+    turns = model.model.rotary_emb(hidden, torch.arange(hidden.shape[1])[None])
+    return model.model.layers[layer].self_attn(hidden, turns, attention_mask=None)[0]
 
 
 @torch.inference_mode()
@@ -187,13 +187,11 @@ def capped_twin(attention, **changes):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("number, kind", [(0, "sliding_attention"), (1, "full_attention")])
-def test_soft_cap_attention_equals_gemma2(gemma, number, kind):
+@pytest.mark.parametrize("number, make", [(0, create_sliding_window_causal_mask), (1, create_causal_mask)])
+def test_soft_cap_attention_equals_gemma2(gemma, number, make):
     attention = gemma.model.layers[number].self_attn
-    assert gemma.config.layer_types[number] == kind and attention.head_dim != 40 // 4
-    hidden = random_hidden(13, 40)
-    make = create_sliding_window_causal_mask if kind == "sliding_attention" else create_causal_mask
-    positions = torch.arange(13)[None]
+    assert (attention.sliding_window is None) == (number == 1) and attention.head_dim != 40 // 4
+    hidden, positions = random_hidden(13, 40), torch.arange(13)[None]
     mask = make(gemma.config, hidden, attention_mask=None, past_key_values=None, position_ids=positions)
     theirs = attention(hidden, gemma.model.rotary_emb(hidden, positions), attention_mask=mask)[0]
     ours = capped_twin(attention)
@@ -237,9 +235,8 @@ def test_merged_heads_are_the_means_of_neighbours():
 
 def test_equal_heads_merge_without_a_loss(tiny):
     model, _ = tiny
-    for layer in model.model.layers:
-        for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj):
-            projection.weight.data[16:] = projection.weight.data[:16]
+    for projection in (part for layer in model.model.layers for part in (layer.self_attn.k_proj, layer.self_attn.v_proj)):
+        projection.weight.data[16:] = projection.weight.data[:16]
     ids = torch.arange(3, 20)[None]
     before = logits_of(model, ids)
     arch.mha_to_gqa(model, 1)
@@ -321,11 +318,11 @@ def test_a_mixture_is_the_sum_over_all_experts(mixtral_and_ours):
 
 
 def test_the_load_balancing_loss_equals_mixtrals(mixtral_and_ours):
-    theirs, ours = mixtral_and_ours
+    _, ours = mixtral_and_ours
     layers = tuple(ours.router(random_hidden(40, 24, batch=1, seed=seed)[0]) for seed in (1, 2, 3))
-    experts, top_k = len(ours.experts), ours.top_k
-    assert torch.allclose(arch.load_balancing_loss(layers[0], top_k), load_balancing_loss_func(layers[:1], experts, top_k))
-    assert torch.allclose(arch.load_balancing_loss(torch.cat(layers), top_k), load_balancing_loss_func(layers, experts, top_k))
+    for some in (layers[:1], layers):
+        expected = load_balancing_loss_func(some, len(ours.experts), ours.top_k)
+        assert torch.allclose(arch.load_balancing_loss(torch.cat(some), ours.top_k), expected)
 
 
 def test_the_load_balancing_loss_is_least_when_balanced():
@@ -366,8 +363,7 @@ def test_upcycled_experts_are_copies_that_training_parts(tiny):
     torch.manual_seed(0)
     arch.upcycle_to_moe(model, 4)
     mixture = model.model.layers[0].mlp
-    assert largest_weight_difference(mixture.experts[0], mixture.experts[3]) == 0
-    assert not mixture.training
+    assert largest_weight_difference(mixture.experts[0], mixture.experts[3]) == 0 and not mixture.training
     ids = torch.randint(3, 250, (4, 32))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     model.train()
@@ -401,5 +397,4 @@ def test_cache_bytes_are_those_of_a_real_cache(real):
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert arch.kv_cache_bytes(model.config, 21, batch=2, width=4) == held == 2 * 21 * 30 * 2 * 3 * 64 * 4
     assert arch.kv_cache_bytes is memory.kv_cache_bytes
-    ours = twin_of(model.model.layers[0].self_attn)(random_hidden(21, 576))[1]
-    assert sum(part.nbytes for part in ours) == held / 30
+    assert sum(part.nbytes for part in twin_of(model.model.layers[0].self_attn)(random_hidden(21, 576))[1]) == held / 30

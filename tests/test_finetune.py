@@ -335,16 +335,26 @@ def test_two_processes_equal_one_with_twice_the_batch(tiny, tmp_path):
     tiny[1].save_pretrained(base)
 
     def losses(processes, batch_size):
-        launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)] if processes > 1 else []
+        launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"] if processes > 1 else []
         command = [sys.executable, *launch, str(ROOT / "notebooks/assets/train_with_accelerate.py"), "--lang", "en",
                    "--model", str(base), "--batch-size", str(batch_size), "--output", str(tmp_path / str(processes))]
         environment = {**os.environ, "COURSE_PROFILE": "cpu", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
                        "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(done.stdout.splitlines()[-1])
+        report = json.loads(done.stdout.splitlines()[-1])
+        assert report["processes"] == processes
+        return report["losses"]
 
     one, two = losses(1, 4), losses(2, 2)
     assert two == pytest.approx(one, abs=1e-3) and len(one) == 8
     assert one[-1] < one[0] - 0.1
     assert (tmp_path / "2" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("lang", ["en", "ko"])
+def test_the_lesson_shows_this_script_and_this_command(lang):
+    cells = json.loads((ROOT / f"notebooks/{lang}/06_efficient_training.ipynb").read_text(encoding="utf-8"))["cells"]
+    shown = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert (ROOT / "notebooks/assets/train_with_accelerate.py").read_text(encoding="utf-8").strip() in shown
+    assert "accelerate launch --multi_gpu --num_processes 2 notebooks/assets/train_with_accelerate.py" in shown

@@ -273,6 +273,23 @@ def test_no_tensor_of_all_logits_is_made(divergence, monkeypatch):
     assert seen.numel == 20 * vocabulary, seen.shape  # a block; all logits would be 15 times that
 
 
+def test_nor_does_a_whole_step_of_two_models_make_one(monkeypatch):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    vocabulary, batch, length = 3000, 4, 24
+    student, teacher = (LlamaForCausalLM(LlamaConfig(**{**SMALL, "vocab_size": vocabulary, "hidden_size": 8})) for _ in range(2))
+    ids = torch.randint(3, vocabulary, (batch, length))
+    inputs = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+    set_rows(monkeypatch, 6, 3, vocabulary)
+    with Largest() as seen:
+        rows, targets = labelled(student, inputs)
+        with torch.inference_mode():
+            known, _ = labelled(teacher, inputs)
+        target = live_target(Head.of(teacher), known, 2.0)
+        head_loss(rows, Head.of(student), targets, teacher=target, temperature=2.0, alpha=0.5)[0].backward()
+    assert seen.numel == vocabulary * 8, seen.shape  # the weights; the logits of all labelled rows would be 12 times that
+
+
 # --- one divergence ----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("kind", DIVERGENCES)

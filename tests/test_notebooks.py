@@ -159,7 +159,10 @@ def test_widgets_have_a_picture_for_a_plain_viewer(name):
 
 @lru_cache
 def modules() -> dict[str, ast.Module]:
-    return {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "course_lib").rglob("*.py")}
+    """Module → its tree; "data", "show.data", …"""
+    base = ROOT / "course_lib"
+    return {".".join(path.relative_to(base).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
+            for path in base.rglob("*.py")}
 
 
 def definitions(tree: ast.AST, *, nested: bool = False) -> list:
@@ -180,7 +183,9 @@ def test_no_notebook_defines_what_the_package_has(name):
     taken = {word for tree in modules().values() for word in public(definitions(tree))}
     assert {"load", "estimate", "weight_bytes", "total"} <= taken
     trees = [ast.parse(python_of(cell)) for cell in code_cells(name)]
-    assert {node.name for tree in trees for node in definitions(tree, nested=True)} & taken == set()
+    methods = {method for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for method in node.body}
+    own = [node for tree in trees for node in definitions(tree, nested=True) if node not in methods]
+    assert {node.name for node in own} & taken == set()
 
 
 LESSON_LINK = re.compile(r"\blessons?\s+(\d+(?:(?:,\s*|\s+(?:and|to)\s+)\d+)*)", re.IGNORECASE)
@@ -190,6 +195,8 @@ def docstring_links() -> list[tuple[str, str, str]]:
     """(module, name, lesson number) of each lesson that a public docstring names."""
     links = []
     for module, tree in modules().items():
+        if module.startswith("graders."):  # a lesson calls them through `check`
+            continue
         for name, node in {module: tree, **public(definitions(tree))}.items():
             for numbers in LESSON_LINK.findall(ast.get_docstring(node) or ""):
                 links += [(module, name, number) for number in re.findall(r"\d+", numbers)]
@@ -205,7 +212,7 @@ def test_docstring_links_resolve(module, name, number):
     """The number is one of the twelve; where that lesson is written, its code uses what links to it."""
     stem = next((stem for stem in LESSONS if stem.startswith(f"{number}_")), None)
     assert stem, f"{module}.{name} names lesson {number}"
-    words = {name} if name != module else {module, *public(definitions(modules()[module]))}
+    words = {name} if name != module else {module.split(".")[-1], *public(definitions(modules()[module]))}
     for lang in LANGUAGES:
         if f"{lang}/{stem}.ipynb" in EVERY:
             code = "\n".join(cell.source for cell in code_cells(f"{lang}/{stem}.ipynb"))

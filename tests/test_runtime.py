@@ -1,4 +1,5 @@
 """Profiles, language, strings, cache folder, and how quick and quiet the package is."""
+import json
 import re
 import string
 import subprocess
@@ -98,9 +99,13 @@ def test_every_string_has_both_languages_with_the_same_fields(key, texts):
 
 
 def test_every_string_is_used():
-    code = "\n".join(path.read_text("utf-8") for path in PACKAGE.glob("*.py"))
-    prefixes = set(re.findall(r'f"([\w.]+)\.\{', code))  # keys put together at run time, such as f"catalog.head.{key}"
-    unused = [key for key in runtime._strings() if f'"{key}"' not in code and key.rpartition(".")[0] not in prefixes]
+    """In the package or in a lesson's code; keys put together at run time, such as f"catalog.head.{key}", by their prefix."""
+    notebooks = [json.loads(path.read_text("utf-8")) for path in (PACKAGE.parent / "notebooks" / "en").rglob("*.ipynb")]
+    cells = ["".join(cell["source"]) for notebook in notebooks for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    code = "\n".join([path.read_text("utf-8") for path in PACKAGE.rglob("*.py")] + cells)
+    prefixes = set(re.findall(r"""f["']([\w.]+)\.\{""", code)) | set(re.findall(r"""["']([\w.]+)\.["'] \+""", code))
+    unused = [key for key in runtime._strings()
+              if not re.search(rf"""["']{re.escape(key)}["']""", code) and key.rpartition(".")[0] not in prefixes]
     assert unused == []
 
 
