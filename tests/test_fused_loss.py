@@ -277,7 +277,8 @@ def test_nor_does_a_whole_step_of_two_models_make_one(monkeypatch):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     vocabulary, batch, length = 3000, 4, 24
-    student, teacher = (LlamaForCausalLM(LlamaConfig(**{**SMALL, "vocab_size": vocabulary, "hidden_size": 8})) for _ in range(2))
+    config = LlamaConfig(**{**SMALL, "vocab_size": vocabulary, "hidden_size": 8})
+    student, teacher = LlamaForCausalLM(config), LlamaForCausalLM(config)
     ids = torch.randint(3, vocabulary, (batch, length))
     inputs = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
     set_rows(monkeypatch, 6, 3, vocabulary)
