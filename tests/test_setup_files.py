@@ -84,7 +84,7 @@ def imported_modules():
             else:
                 names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             found.update({name.split(".")[0]: path for name in names})
-    return found
+    return {name: path for name, path in found.items() if not (ROOT / "tests" / f"{name}.py").is_file()}
 
 
 def test_every_import_is_a_declared_dependency():

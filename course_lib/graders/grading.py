@@ -79,6 +79,7 @@ def call(answer: object, *arguments: object) -> tuple[object, Hint]:
 
 
 def shown(arguments: tuple) -> str:
+    """The arguments of a call as a hint shows them, in one short piece."""
     joined = ", ".join(map(repr, arguments))
     return joined if len(joined) < 120 else joined[:117] + "…"
 

@@ -32,6 +32,7 @@ def use_korean_font() -> None:
 
 
 def subplots(width: float = 8, height: float = 3.6, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of this size in inches, and the axes of its columns; nothing shows it yet."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
@@ -48,6 +49,7 @@ def plain_logarithm(axis) -> None:
 
 
 def png(figure: Figure) -> bytes:
+    """The figure as a PNG file's bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
