@@ -350,3 +350,11 @@ def test_two_processes_equal_one_with_twice_the_batch(tiny, tmp_path):
     assert two == pytest.approx(one, abs=1e-3) and len(one) == 8
     assert one[-1] < one[0] - 0.1
     assert (tmp_path / "2" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("lang", ["en", "ko"])
+def test_the_lesson_shows_this_script_and_this_command(lang):
+    cells = json.loads((ROOT / f"notebooks/{lang}/06_efficient_training.ipynb").read_text(encoding="utf-8"))["cells"]
+    shown = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert (ROOT / "notebooks/assets/train_with_accelerate.py").read_text(encoding="utf-8").strip() in shown
+    assert "accelerate launch --multi_gpu --num_processes 2 notebooks/assets/train_with_accelerate.py" in shown

@@ -39,7 +39,7 @@ def pictures():
             {method: memory.estimate("smollm2-135m", precision, context=200, batch=2, training=method)
              for method, precision in (("full", "fp32"), ("lora", "bf16"), ("qlora", "nf4"))},
             {"full": 2_500_000_000, "lora": 900_000_000, "qlora": 700_000_000}),
-        "wasted_tokens": lambda: show.wasted_tokens({runtime.text(f"lesson05.{way}"): 0.5 for way in ("labels", "teacher")}),
+        "wasted_tokens": lambda: show.wasted_tokens({runtime.text(f"lesson06.{way}"): 0.5 for way in ("fixed", "packed")}),
         "layer_influences": lambda: show.layer_influences([1.0, 0.1, 0.03, 0.2], [0, 3]),
         "distillation_terms": lambda: show.distillation_terms(Letters(), torch.linspace(0, 3, 20), torch.zeros(20), 19),
         "student_bars": lambda: show.student_bars({text(f"lesson05.{way}"): [2.0, 1.9] for way in ("labels", "teacher")}),
