@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -166,11 +167,13 @@ def stored_teacher(samples: int = 24) -> list[Row]:
 def padded_epoch(questions: Dataset, folder: str) -> float:
     """The listing: QLoRA, every sample padded to 1,024 tokens, padding and question in the labels."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import Trainer, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     model, tokenizer = loading.load(runtime.profile().model, "nf4")
-    model = get_peft_model(prepare_model_for_kbit_training(model), LoraConfig(
-        r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = prepare_model_for_kbit_training(model)
+    model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
     samples = training.tokenize_chat(questions, tokenizer)
     pad = tokenizer.pad_token_id
     padded = [row + [pad] * (1024 - len(row)) for row in samples["input_ids"]]
@@ -179,7 +182,10 @@ def padded_epoch(questions: Dataset, folder: str) -> float:
                              use_cpu=model.device.type == "cpu", report_to="none", save_strategy="no", disable_tqdm=True,
                              logging_strategy="no")
     trainer = Trainer(model, plan, train_dataset=rows)
-    return seconds(trainer.train)
+    trainer.remove_callback(PrinterCallback)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the listing's own: names that are going away
+        return seconds(trainer.train)
 
 
 def our_epoch(questions: Dataset, precision: str, method: str, batch: int, rate: float = 2e-4) -> float:

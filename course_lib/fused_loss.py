@@ -26,7 +26,7 @@ DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
 # bytes of a block, the rows of logits that one matrix product makes, and of a chunk of it in fp32 that the softmax
 # works on: products want many rows, and a CPU's cache and allocator small tensors
 BLOCK_BYTES = {"cpu": 2**26, "cuda": 2**28}
-CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**28}
+CHUNK_BYTES = {"cpu": 2**22, "cuda": 2**28}
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,15 @@ def labelled(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[t
     """Final hidden states (N, H) of the positions that predict a labelled token, and those tokens (N,).
 
     Through the model's own forward, so that adapters, autocast and DistributedDataParallel do their part; its LM head
-    runs on one position only, and a hook takes what goes into it.
+    runs on no position, and a hook takes what goes into it.
     """
     targets = shifted(inputs["labels"])
+    nowhere = torch.empty(0, dtype=torch.long, device=targets.device)  # 1 would copy the head's weight for every sample
     keep = targets != -100
     states: list[torch.Tensor] = []
     hook = decoder_of(model).register_forward_hook(lambda _, __, output: states.append(output.last_hidden_state))
     try:
-        model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False, logits_to_keep=1)
+        model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False, logits_to_keep=nowhere)
     finally:
         hook.remove()
     return states[0][keep], targets[keep]
@@ -121,10 +122,11 @@ class _HeadLoss(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         needs = [differentiate and need for need in ctx.needs_input_grad[:3]]
-        ctx.grads = [torch.zeros_like(x, dtype=torch.float32) if need else None
-                     for x, need in zip((hidden, weight, bias), needs, strict=True)]
+        ctx.grads = [None, None, None]
         sums = torch.zeros(2, dtype=torch.float64, device=hidden.device)
-        rows = max(1, BLOCK_BYTES.get(device, 2**28) // (weight.shape[0] * dtype.itemsize))
+        rows = rows_of_a_block(weight, dtype)
+        # in fp16 most gradients of a mean would round to 0: there the blocks hold those of the sum, divided at the end
+        share = 1.0 if dtype == torch.float16 else 1 / items
         with torch.autocast(device, enabled=False):
             wide = hidden.to(dtype)  # cast once, not once a block
             low = Head(weight.to(dtype), None if bias is None else bias.to(dtype), head.scale, head.softcap)
@@ -132,10 +134,12 @@ class _HeadLoss(torch.autograd.Function):
             for start in range(0, len(targets), rows):
                 part = slice(start, min(start + rows, len(targets)))
                 out = torch.mm(wide[part], low.weight.T, out=block[:part.stop - start])
-                _logits_to_gradients(out, part, targets, low, teacher, (tau, alpha, divergence), sums, any(needs))
-                _spread(out, wide[part], low.weight, part, ctx.grads)
-        # the blocks hold gradients of the sum: divided by the items there, most would round to 0 in fp16
-        ctx.grads = [None if grad is None else grad.float().div_(items) for grad in ctx.grads]
+                _logits_to_gradients(out, part, targets, low, teacher, (tau, alpha, divergence, share), sums, any(needs))
+                _spread(out, wide, low.weight, part, ctx.grads, needs)
+        if dtype == torch.float16:
+            ctx.grads = [None if grad is None else grad.float().div_(items) for grad in ctx.grads]
+        if not len(targets):
+            ctx.grads = [torch.zeros_like(x) if need else None for x, need in zip((hidden, weight, bias), needs, strict=True)]
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
         soft, hard = (sums / items).float()
         ctx.mark_non_differentiable(soft, hard)
@@ -149,9 +153,14 @@ class _HeadLoss(torch.autograd.Function):
         return *grads, *([None] * 8)
 
 
+def rows_of_a_block(weight: torch.Tensor, dtype: torch.dtype) -> int:
+    """How many rows of logits over this head (V, H) one matrix product makes."""
+    return max(1, BLOCK_BYTES.get(weight.device.type, 2**28) // (weight.shape[0] * dtype.itemsize))
+
+
 def _logits_to_gradients(out, part, targets, head, teacher, plan, sums, needs_grad):
     """Overwrite a block of products h·Wᵀ with the gradient of the loss with respect to them, chunk by chunk."""
-    tau, alpha, divergence = plan
+    tau, alpha, divergence, share = plan
     rows = max(1, CHUNK_BYTES.get(out.device.type, 2**28) // (4 * out.shape[1]))
     for first in range(part.start, part.stop, rows):
         chunk = slice(first, min(first + rows, part.stop))
@@ -161,7 +170,7 @@ def _logits_to_gradients(out, part, targets, head, teacher, plan, sums, needs_gr
         if needs_grad:
             if head.softcap is not None:
                 grad.mul_(1 - (logits / head.softcap) ** 2)
-            mine.copy_(grad if head.scale == 1 else grad.mul_(head.scale))
+            mine.copy_(grad.mul_(share * head.scale))
 
 
 def _chunk(logits, targets, part, teacher, tau, alpha, divergence, sums, needs_grad):
@@ -209,13 +218,15 @@ def divergence_and_gradient(
     return value, phi.sub_(inner[:, None]).mul_(q) if needs_grad else None
 
 
-def _spread(grad, hidden, weight, part, grads):
-    """Carry a block's gradient (n, V) on to the hidden states, the weight and the bias."""
-    if grads[0] is not None:
-        grads[0][part] = grad @ weight
-    if grads[1] is not None:
-        product = grad.T @ hidden
-        # most batches are one block: don't pay for adding it to zeros
-        grads[1] = product if part.start == 0 else grads[1].float().add_(product)
-    if grads[2] is not None:
-        grads[2] += grad.sum(0, dtype=torch.float32)
+def _spread(grad, hidden, weight, part, grads, needs):
+    """Carry a block's gradient (n, V) on to the hidden states, the weight and the bias; sums over blocks are in fp32."""
+    if needs[0]:
+        if grads[0] is None:
+            grads[0] = torch.empty_like(hidden)
+        torch.mm(grad, weight, out=grads[0][part])
+    if needs[1]:
+        product = grad.T @ hidden[part]
+        grads[1] = product if grads[1] is None else grads[1].float().add_(product)
+    if needs[2]:
+        product = grad.sum(0, dtype=torch.float32)
+        grads[2] = product if grads[2] is None else grads[2].add_(product)

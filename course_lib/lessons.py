@@ -56,6 +56,8 @@ def setup(lang: str = "en", seed: int = 0) -> None:
     show.use_korean_font()
     here = runtime.profile()
     on_cpu = here.device != "cuda"
+    if on_cpu:
+        runtime.keep_freed_memory()
     device = runtime.text("setup.cpu", threads=torch.get_num_threads()) if on_cpu else torch.cuda.get_device_name()
     print(runtime.text("setup.line", profile=here.name, device=device, python=sys.version.split()[0],
                        torch=torch.__version__, transformers=transformers.__version__))

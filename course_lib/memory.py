@@ -244,8 +244,8 @@ def _layer_bytes(config: PreTrainedConfig, context: int, batch: int, plan: Train
 def _head_bytes(config: PreTrainedConfig, tokens: int, full: bool) -> int:
     """What the loss holds: a block of 16-bit logits, two fp32 chunks of it, and in full training the head's gradient.
 
-    That gradient (V, H) is summed in fp32, from a 16-bit product, with the weight's own 16-bit copy beside it; with more
-    than one block a product is brought to fp32 as well. Every token is taken as labelled.
+    That gradient (V, H) is a 16-bit product, with the weight's own 16-bit copy beside it; with more than one block, the
+    products are summed in fp32. Every token is taken as labelled.
     """
     from .fused_loss import BLOCK_BYTES, CHUNK_BYTES
 
@@ -255,4 +255,4 @@ def _head_bytes(config: PreTrainedConfig, tokens: int, full: bool) -> int:
     if not full:
         return block + chunks
     weight = config.vocab_size * config.hidden_size
-    return block + chunks + (8 if tokens * row <= BLOCK_BYTES["cpu"] else 12) * weight
+    return block + chunks + (4 if tokens * row <= BLOCK_BYTES["cpu"] else 10) * weight

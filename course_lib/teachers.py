@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .fused_loss import Head, Target, labelled
+from .fused_loss import Head, Target, labelled, rows_of_a_block
 from .records import read_appended
 from .training import IGNORED, LabelledCollator, progress
 
@@ -86,7 +86,7 @@ def layer_influence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     try:
         for text in texts:
             ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
-            model(ids, use_cache=False, logits_to_keep=1)
+            model.get_decoder()(ids, use_cache=False)
             count += ids.shape[1]
     finally:
         for hook in hooks:
@@ -96,7 +96,18 @@ def layer_influence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 def live_target(head: Head, hidden: torch.Tensor, temperature: float) -> Target:
     """The log-probabilities of a teacher in memory, out of its final hidden states (N, H) of the labelled rows."""
-    return lambda rows, _: (head.logits(hidden[rows]) / temperature).log_softmax(-1)
+    weight = head.weight.detach()
+    states, block = hidden.to(weight.dtype), rows_of_a_block(weight, weight.dtype)
+    first, products = 0, states[:0] @ weight.T  # the block at hand: rows are asked for in order, a few at a time
+
+    def target(rows: slice, _: torch.Tensor | None) -> torch.Tensor:
+        nonlocal first, products
+        start, stop, _ = rows.indices(len(states))
+        if start < first or stop > first + len(products):
+            first, products = start, states[start:max(stop, start + block)] @ weight.T
+        return head.finish(products[start - first:stop - first]).div_(temperature).log_softmax(-1)
+
+    return target
 
 
 def stored_target(tokens: torch.Tensor, logprobs: torch.Tensor) -> Target:

@@ -370,12 +370,12 @@ def test_the_first_label_and_padding_count_nothing(tiny):
     assert_same([labelled(model, changed)[0]], [hidden], 1e-6)
 
 
-def test_the_models_own_head_sees_one_position_only(tiny):
+def test_the_models_own_head_sees_no_position(tiny):
     model, _ = tiny
     shapes = []
     model.lm_head.register_forward_hook(lambda _, inputs, output: shapes.append(tuple(output.shape)))
     labelled(model, padded_batch())
-    assert shapes == [(2, 1, model.config.vocab_size)]
+    assert shapes == [(2, 0, model.config.vocab_size)]
 
 
 def test_head_of_a_lora_model_is_the_base_models(tiny):

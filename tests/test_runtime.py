@@ -126,3 +126,22 @@ def test_setup_prints_one_line_in_its_language(capfd):
     captured = capfd.readouterr()
     assert captured.out.startswith("프로필 cpu · CPU 스레드") and captured.out.count("\n") == 1
     assert captured.err == "" and runtime.language() == "ko"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
+def test_kept_memory_is_not_mapped_anew():
+    """Page faults of allocating and filling 64 MB ten times, in a process of its own."""
+    code = """
+import resource, sys, torch
+from course_lib import runtime
+if sys.argv[1] == "keep":
+    assert runtime.keep_freed_memory()
+torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {mode: int(subprocess.run([sys.executable, "-c", code, mode], check=True, capture_output=True, text=True).stdout)
+              for mode in ("keep", "default")}
+    assert faults["keep"] < faults["default"] / 10

@@ -53,6 +53,7 @@ WRONG = [
     ("06.2", lambda means, counts: sum(m * n for m, n in zip(means, counts, strict=True)) / sum(counts), "check.06.2.empty"),
     ("06.3", lambda lengths, capacity: [[index] for index in range(len(lengths))], "check.06.3.rows"),
     ("06.3", next_fit, "check.06.3.rows"),
+    ("06.3", lambda lengths, capacity: best_fit(lengths, capacity, decreasing=False), "check.06.3.rows"),
     ("06.3", lambda lengths, capacity: [*best_fit(lengths, capacity), []], "check.06.3.rows"),
     ("06.3", lambda lengths, capacity: best_fit(lengths, capacity, limit=1), "check.06.3.full"),
     ("06.3", lambda lengths, capacity: [list(range(len(lengths)))], "check.06.3.full"),
