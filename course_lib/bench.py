@@ -1,7 +1,7 @@
 """The figures of the README: what the package saves against the code that tutorials show, as ratios in one run.
 
-    python course.py bench                the package, training against what people copy, then every lesson (25 minutes)
-    python -m course_lib.bench --quick    without the lessons (15 minutes)
+    python course.py bench                the package, training against what people copy, then every lesson (35 minutes)
+    python -m course_lib.bench --quick    without the lessons (25 minutes)
 
 Prints Markdown, first of all the machine: seconds of another machine mean nothing, ratios a little more. The training
 figures (`bench_training`) also go to build/bench.json, with the machine, and their growth to a picture beside it.
