@@ -125,8 +125,6 @@ class _HeadLoss(torch.autograd.Function):
         ctx.grads = [None, None, None]
         sums = torch.zeros(2, dtype=torch.float64, device=hidden.device)
         rows = rows_of_a_block(weight, dtype)
-        # in fp16 most gradients of a mean would round to 0: there the blocks hold those of the sum, divided at the end
-        share = 1.0 if dtype == torch.float16 else 1 / items
         with torch.autocast(device, enabled=False):
             wide = hidden.to(dtype)  # cast once, not once a block
             low = Head(weight.to(dtype), None if bias is None else bias.to(dtype), head.scale, head.softcap)
@@ -134,10 +132,11 @@ class _HeadLoss(torch.autograd.Function):
             for start in range(0, len(targets), rows):
                 part = slice(start, min(start + rows, len(targets)))
                 out = torch.mm(wide[part], low.weight.T, out=block[:part.stop - start])
-                _logits_to_gradients(out, part, targets, low, teacher, (tau, alpha, divergence, share), sums, any(needs))
+                _logits_to_gradients(out, part, targets, low, teacher, (tau, alpha, divergence), sums, any(needs))
                 _spread(out, wide, low.weight, part, ctx.grads, needs)
-        if dtype == torch.float16:
-            ctx.grads = [None if grad is None else grad.float().div_(items) for grad in ctx.grads]
+        # the blocks hold gradients of the sum: divided by the items there, or in fp16 at all, most would round to 0
+        ctx.grads = [None if grad is None else (grad.float() if grad.dtype == torch.float16 else grad).div_(items)
+                     for grad in ctx.grads]
         if not len(targets):
             ctx.grads = [torch.zeros_like(x) if need else None for x, need in zip((hidden, weight, bias), needs, strict=True)]
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
@@ -160,7 +159,7 @@ def rows_of_a_block(weight: torch.Tensor, dtype: torch.dtype) -> int:
 
 def _logits_to_gradients(out, part, targets, head, teacher, plan, sums, needs_grad):
     """Overwrite a block of products h·Wᵀ with the gradient of the loss with respect to them, chunk by chunk."""
-    tau, alpha, divergence, share = plan
+    tau, alpha, divergence = plan
     rows = max(1, CHUNK_BYTES.get(out.device.type, 2**28) // (4 * out.shape[1]))
     for first in range(part.start, part.stop, rows):
         chunk = slice(first, min(first + rows, part.stop))
@@ -170,7 +169,7 @@ def _logits_to_gradients(out, part, targets, head, teacher, plan, sums, needs_gr
         if needs_grad:
             if head.softcap is not None:
                 grad.mul_(1 - (logits / head.softcap) ** 2)
-            mine.copy_(grad.mul_(share * head.scale))
+            mine.copy_(grad if head.scale == 1 else grad.mul_(head.scale))
 
 
 def _chunk(logits, targets, part, teacher, tau, alpha, divergence, sums, needs_grad):

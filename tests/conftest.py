@@ -86,3 +86,14 @@ def real(real_folder):
     from course_lib import loading
 
     return loading.load(real_folder, "fp32")
+
+
+@pytest.fixture
+def one_thread(request):
+    """On tensors as small as the tiny model's a second thread only waits, and on a busy machine long."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if "real" in request.fixturenames else 1)
+    yield
+    torch.set_num_threads(threads)

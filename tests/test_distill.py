@@ -16,14 +16,7 @@ from course_lib import training
 from course_lib.distill import DistillationTrainer, closeness, distillation_loss
 from course_lib.fused_loss import DIVERGENCES
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On tensors this small a second thread only waits, and on a busy machine long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # --- an independent second implementation: plain NumPy in float64, one position at a time -----------------------------
 

@@ -13,13 +13,7 @@ from course_lib.teachers import live_target
 B, T, V, H = 3, 7, 23, 10
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On tensors this small a second thread only waits, and on a busy machine long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def set_rows(monkeypatch, block, chunk, vocabulary=V):

@@ -8,14 +8,7 @@ from datasets import Dataset
 from course_lib import training
 from course_lib.training import LabelledCollator, answer_loss, fast_attention, fast_dtype, tokenize_chat, tokenize_texts
 
-
-@pytest.fixture(autouse=True)
-def one_thread(request):
-    """On tensors this small a second thread only waits, and on a busy machine long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads if "real" in request.fixturenames else 1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 QUESTION, ANSWER = "What is 2 + 2?", "Four. 넷이에요!"
