@@ -177,11 +177,13 @@ def _funnel(dataset: Dataset, stages: list[tuple[str, Callable[[list[int]], list
 
 def perplexities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_length: int = 512,
+    batch_tokens: int = 512,
 ) -> list[float]:
     """exp(mean negative log-likelihood of a token, given those before it) of each text under the model.
 
     Only the first `max_length` tokens of a text count. A text of fewer than two tokens predicts nothing: infinity.
-    Texts of like length share a forward pass of at most `max_length` tokens, so that the logits stay small.
+    Texts of like length share a forward pass of at most `batch_tokens` tokens, so that the logits stay small; a text
+    that is longer has one for itself.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -190,17 +192,15 @@ def perplexities(
     result = [math.inf] * len(ids)
     left = sorted((row for row in range(len(ids)) if len(ids[row]) > 1), key=lambda row: len(ids[row]))
     while left:
-        longest = len(ids[left[-1]])
-        count = max(1, max_length // longest)
+        count = max(1, batch_tokens // len(ids[left[-1]]))
         rows, left = left[-count:], left[:-count]
         batch = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, padding_side="right", return_tensors="pt")
         batch = batch.to(model.device)
         with torch.inference_mode():
             logits = model(**batch, use_cache=False).logits
-            for row, scores in zip(rows, logits, strict=True):
+            for row, scores, tokens in zip(rows, logits, batch["input_ids"], strict=True):
                 size = len(ids[row])  # the padding behind it is left out of the mean
-                target = batch["input_ids"][rows.index(row), 1:size]
-                result[row] = cross_entropy(scores[:size - 1].float(), target).exp().item()
+                result[row] = cross_entropy(scores[:size - 1].float(), tokens[1:size]).exp().item()
     return result
 
 

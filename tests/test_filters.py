@@ -148,7 +148,7 @@ def test_no_forward_pass_is_larger_than_asked(tiny):
     model, tokenizer = tiny
     shapes = []
     model.register_forward_pre_hook(lambda module, args, named: shapes.append(named["input_ids"].shape), with_kwargs=True)
-    filters.perplexities(model, tokenizer, ["word " * count for count in range(1, 12)], max_length=50)
+    filters.perplexities(model, tokenizer, ["word " * count for count in range(1, 12)], max_length=50, batch_tokens=50)
     assert all(math.prod(shape) <= 50 for shape in shapes) and 3 < len(shapes) < 11
 
 
