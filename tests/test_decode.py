@@ -47,6 +47,9 @@ def test_devices_have_sources_and_names_in_both_languages():
 def test_this_machine_is_plausible():
     here = decode.this_machine()
     assert 1e9 < here.bandwidth < 1e13 and 1e9 < here.flops < 1e16 and here.memory > 1e9
+    runtime.set_language("ko")
+    there = decode.this_machine("float32")
+    assert there.name == "이 컴퓨터" and there.bandwidth == here.bandwidth  # measured once, named anew
 
 
 def test_a_benchmark_makes_exactly_the_tokens_it_says(tiny):
@@ -54,6 +57,59 @@ def test_a_benchmark_makes_exactly_the_tokens_it_says(tiny):
     prompt = ["<|im_start|>", *"user\nhello", "<|im_end|>", "\n", "<|im_start|>", *"assistant\n"]  # a token each
     assert (result.new_tokens, result.prompt_tokens) == (5, len(prompt))
     assert result.first_token > 0 and result.tokens_per_second > 0 and result.tokens_per_second_spread >= 0
+    assert result.peak_memory >= 0
+
+
+class Clockwork:
+    """A model of some other runtime: the first token after 2 seconds, then one in half a second, by its own clock."""
+
+    def __init__(self, held=0, missing=0):
+        self.held, self.missing, self.calls = held, missing, []
+
+    def timed(self, prompt, new_tokens):
+        self.calls.append((prompt, new_tokens))
+        bytearray(self.held)[::4096] = b"x" * len(range(0, self.held, 4096))  # a page is there once it is written to
+        return [100.0, *(102 + 0.5 * token for token in range(new_tokens - self.missing))]
+
+
+def test_any_runtime_that_times_its_tokens_gives_the_same_figures():
+    model = Clockwork()
+    result = decode.benchmark(model, prompt="hello", new_tokens=9, runs=3)
+    assert model.calls == [("hello", 9)] * 4  # one warms up
+    assert (result.first_token, result.tokens_per_second) == (2.0, 2.0)
+    assert (result.first_token_spread, result.tokens_per_second_spread) == (0, 0)
+    assert (result.prompt_tokens, result.new_tokens) == (None, 9)
+
+
+def test_peak_memory_is_what_a_run_adds():
+    small, large = (decode.benchmark(Clockwork(held), runs=1).peak_memory for held in (0, 300 * 2**20))
+    assert small < 100 * 2**20 and 280 * 2**20 < large < 400 * 2**20
+
+
+def test_a_runtime_that_stops_early_and_a_model_without_tokenizer_are_refused(tiny):
+    with pytest.raises(ValueError, match="model timed 30 tokens where new_tokens is 32"):
+        decode.benchmark(Clockwork(missing=2))
+    with pytest.raises(ValueError, match="tokenizer is missing"):
+        decode.benchmark(tiny[0])
+
+
+def test_attention_says_why_not_in_both_languages(monkeypatch):
+    import torch
+
+    reasons = decode.available_attention("cpu")
+    assert list(reasons) == ["eager", "sdpa", "flash_attention_2"] and reasons["eager"] is reasons["sdpa"] is None
+    assert reasons["flash_attention_2"] == "needs an NVIDIA GPU"
+    runtime.set_language("ko")
+    assert decode.available_attention("cpu")["flash_attention_2"] == "NVIDIA GPU가 필요합니다"
+    runtime.set_language("en")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
+    for capability, precision, reason in (((7, 5), "fp16", "this one has 7.5"), ((8, 0), "fp32", "16-bit"),
+                                          ((9, 0), "bf16", "package flash-attn")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place, found=capability: found)
+        assert reason in decode.available_attention("cuda", precision)["flash_attention_2"]
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
+    assert decode.available_attention("cuda", "bf16")["flash_attention_2"] is None
 
 
 @pytest.mark.parametrize("arguments", [{"new_tokens": 1}, {"runs": 0}])

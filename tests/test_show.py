@@ -5,9 +5,12 @@ import pandas as pd
 import pytest
 import torch
 
-from course_lib import decode, memory, runtime, show
+from course_lib import decode, memory, roofline, runtime, show
 from course_lib.runtime import text
 from course_lib.show import canvas
+from course_lib.speculative import SpeculativeStep
+
+STEPS = (SpeculativeStep((1, 2, 3), 3, 4), SpeculativeStep((5, 6, 7), 1, 8), SpeculativeStep((9, 10), 2, None))
 
 
 class Letters:
@@ -48,6 +51,9 @@ def pictures():
         "growth_lines": lambda: show.growth_lines(
             [{"step": step, "tokens": tokens, "seconds": tokens / 500, "bytes": tokens * 2e6}
              for step in ("distillation", "fine_tuning") for tokens in (256, 1024, 4096)]),
+        "roofline_chart": lambda: show.roofline_chart(
+            roofline.roofline("smollm2-135m", "fp32", device=decode.devices()["t4"]), {"decode": (0.5, 1e11)}),
+        "speculative_picture": lambda: show.speculative_picture(STEPS, Letters(), 2),
         "tokens_per_character": lambda: show.tokens_per_character(table),
     }
 
@@ -97,3 +103,50 @@ def test_a_widget_carries_its_picture_for_viewers_without_a_kernel(monkeypatch):
     monkeypatch.setattr(IPython.display, "display", lambda data, raw: shown.append(data))
     show.display_with_fallback(show.sampling_explorer(Letters(), torch.linspace(0, 3, 20)))
     assert "image/png" in shown[0] and "application/vnd.jupyter.widget-view+json" in shown[0]
+
+
+def words(figure):
+    """The words of a figure with their colours, but for the title and the legend, and how many are struck through."""
+    *written, _, _, _, _ = figure.texts
+    return [(word.get_text(), word.get_color()) for word in written], len(figure.artists)
+
+
+def test_a_speculative_step_shows_what_was_kept_what_was_not_and_what_came_instead():
+    kept, own, rejected = (show.speculative.KINDS[kind] for kind in ("accepted", "target", "rejected"))
+    figures = [show.speculative_picture(STEPS, Letters(), number) for number in (1, 2, 3)]
+    first = [("B", kept), ("C", kept), ("D", kept), ("E", own)]
+    assert words(figures[0]) == (first, 0 + 1)  # the legend's own word is struck through in every picture
+    assert words(figures[1]) == ([*first, ("F", kept), ("G", rejected), ("H", rejected), ("I", own)], 2 + 1)
+    assert words(figures[2]) == ([*first, ("F", kept), ("I", own), ("J", kept), ("K", kept)], 0 + 1)
+    assert "1 of 3 drafted tokens kept. 6 tokens so far, in 2 passes" in figures[1].texts[-4].get_text()
+
+
+def test_a_long_speculative_text_keeps_its_end_and_plain_dollars():
+    class Prices:
+        def decode(self, ids):
+            return f"${ids[0]}$\n"
+
+    steps = [SpeculativeStep((number, number), 2, number) for number in range(100, 200)]
+    shown, _ = words(show.speculative_picture(steps, Prices(), 100))
+    assert shown[-1][0] == "$199$¶" and len(shown) < 300
+    figure = show.speculative_picture(steps, Prices(), 100)
+    assert all(0 <= place.get_position()[0] < 1 and 0 < place.get_position()[1] < 1 for place in figure.texts)
+
+
+def test_the_speculative_widget_redraws_for_every_step():
+    box = show.speculative_explorer(STEPS, Letters())
+    slider, image = box.children
+    assert (slider.min, slider.value, slider.max) == (1, 2, 3)
+    seen = {bytes(image.value)}
+    for step in (1, 3):
+        slider.value = step
+        seen.add(bytes(image.value))
+    assert len(seen) == 3
+
+
+def test_the_roofline_names_its_phases():
+    roof = roofline.roofline("smollm2-135m", "fp32", prompts=(512,), batches=(1,), device=decode.devices()["t4"])
+    for lang, shown in (("en", ("prefill, 512 tokens", "decoding, batch 1:")), ("ko", ("프리필 512토큰", "디코딩 배치 1:"))):
+        runtime.set_language(lang)
+        labels = " ".join(label.get_text() for label in show.roofline_chart(roof).axes[0].texts)
+        assert all(word in labels for word in shown)

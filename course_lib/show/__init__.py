@@ -14,7 +14,8 @@ from .distillation import (
     layer_influences,
     student_bars,
 )
-from .speed import cost_explorer, cost_picture, memory_bars, speed_lines
+from .speculative import speculative_explorer, speculative_picture
+from .speed import cost_explorer, cost_picture, memory_bars, roofline_chart, speed_lines
 from .tokens import next_tokens, sampling_explorer, tokens_per_character
 from .training import training_memory, wasted_tokens
 
@@ -23,7 +24,8 @@ __all__ = [
     "cache_lines", "head_groups", "maps", "parameter_shares", "soft_cap_curves",
     "distillation_curves", "distillation_explorer", "distillation_terms", "growth_lines", "layer_influences", "student_bars",
     "filter_funnel", "pacing_curves", "run_losses",
-    "cost_explorer", "cost_picture", "memory_bars", "speed_lines",
+    "speculative_explorer", "speculative_picture",
+    "cost_explorer", "cost_picture", "memory_bars", "roofline_chart", "speed_lines",
     "next_tokens", "sampling_explorer", "tokens_per_character",
     "training_memory", "wasted_tokens",
 ]

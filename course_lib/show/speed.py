@@ -1,7 +1,7 @@
-"""Pictures of lesson 01: memory, speed and price of a size."""
+"""Pictures of lessons 01 and 09: memory, speed and price of a size; the roofline of a machine."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .. import catalog, decode
@@ -11,6 +11,8 @@ from .canvas import COLOURS, explorer, plain_logarithm, subplots
 if TYPE_CHECKING:
     import ipywidgets
     from matplotlib.figure import Figure
+
+    from ..roofline import Roofline
 
 
 def memory_bars(model_ids: Sequence[str], precisions: Sequence[str] = ("bf16", "int8", "nf4")) -> Figure:
@@ -54,6 +56,45 @@ def speed_lines(devices: Sequence[decode.Device], points: dict[str, tuple[float,
     axes.set_ylabel(text("show.tokens_per_second_bound"))
     axes.set_title(text("show.speed_title"))
     axes.legend(frameon=False)
+    return figure
+
+
+def roofline_chart(roof: Roofline, measured: Mapping[str, tuple[float, float]] | None = None) -> Figure:
+    """The most that a machine computes against arithmetic intensity, and where the phases of a model stand.
+
+    Args:
+        roof: of `decode.roofline`.
+        measured: label → (operations a byte, operations a second), black dots under the roof.
+    """
+    figure, (axes,) = subplots(9, 4.6)
+    measured = measured or {}
+    places = [phase.intensity for phase in roof.phases] + [intensity for intensity, _ in measured.values()] + [roof.ridge]
+    left, right = min(places) / 4, max(places) * 4
+    corners = (left, roof.ridge, right)
+    axes.plot(corners, [roof.attainable(intensity) / 1e9 for intensity in corners], color="#666666", zorder=1)
+    axes.axvline(roof.ridge, color="#bbbbbb", linewidth=0.8, linestyle="--", zorder=0)
+    axes.annotate(text("show.roofline.ridge", intensity=f"{roof.ridge:.3g}"), (roof.ridge, 0.02), ha="left", fontsize=9,
+                  xycoords=axes.get_xaxis_transform(), xytext=(4, 0), textcoords="offset points", color="#666666")
+    for phase in roof.phases:
+        point = (phase.intensity, roof.attainable(phase.intensity) / 1e9)
+        axes.plot(*point, "o", color=COLOURS[0] if phase.kind == "prefill" else COLOURS[1], zorder=2)
+        # prefills are labelled above the roof and decode steps below it, so that neighbours don't meet
+        up, ha = (8, "right") if phase.kind == "prefill" else (-14, "left")
+        label = text(f"show.roofline.{phase.kind}", size=phase.size, rate=f"{roof.tokens_per_second(phase):,.0f}")
+        axes.annotate(label, point, textcoords="offset points", xytext=(8 if ha == "left" else 0, up), fontsize=9, ha=ha)
+    for name, (intensity, rate) in measured.items():
+        axes.plot(intensity, rate / 1e9, "o", color="black", zorder=2)
+        axes.annotate(name, (intensity, rate / 1e9), textcoords="offset points", xytext=(8, -6), fontsize=9)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(left, right)
+    axes.set_ylim(top=3 * roof.device.flops / 1e9)
+    plain_logarithm(axes.xaxis)
+    plain_logarithm(axes.yaxis)
+    axes.set_xlabel(text("show.roofline.intensity"))
+    axes.set_ylabel(text("show.roofline.rate"))
+    axes.set_title(text("show.roofline.title", device=roof.device.name, bandwidth=f"{roof.device.bandwidth / 1e9:,.0f}",
+                        rate=f"{roof.device.flops / 1e9:,.0f}"))
     return figure
 
 
