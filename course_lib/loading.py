@@ -6,8 +6,11 @@ Built by hand in lesson 02.
 """
 from __future__ import annotations
 
+import io
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
+QUANTIZED = ("int8", "nf4", "fp4")  # precisions that quantize while loading
 
 
 def load(
@@ -30,7 +34,7 @@ def load(
 
     Args:
         name: "smollm2-135m" (the default, from the cache), a hub id such as "Qwen/Qwen2.5-0.5B-Instruct", or a
-            folder that `save_pretrained` wrote.
+            folder that `save_pretrained` or `quantize` wrote, of a quantized model as well.
         precision: "fp32", "fp16", "bf16", or through bitsandbytes "int8", "nf4", "fp4"
             (https://huggingface.co/docs/transformers/quantization/bitsandbytes).
         device: "cpu", "cuda", "cuda:1", …; the profile's by default.
@@ -44,8 +48,9 @@ def load(
         ConnectionError, PermissionError, LookupError: the hub is out of reach, the model is gated, there is no such model.
         OSError: the files are damaged.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from . import int4  # noqa: F401 - teaches transformers the format of `quantize`'s 4-bit layers
 
     check_choice("precision", precision, PRECISIONS)
     if attn is not None:
@@ -53,22 +58,50 @@ def load(
     device = _check_device(device)
     quiet()
     source = resolve(name)
-    try:
+    with _reading(source):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        if not force:
-            _check_memory(str(name), config, precision, device, double_quant)
-        options = {"attn_implementation": attn} if attn else {}
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=_dtype(precision), quantization_config=_bitsandbytes(precision, double_quant), device_map=device,
-            trust_remote_code=False, use_safetensors=True, **options)
+    _check_unquantized(str(name), config, precision)
+    if not force:
+        _check_memory(str(name), config, precision, device, double_quant)
+    options = {"attn_implementation": attn} if attn else {}
+    if precision in QUANTIZED:  # even None would hide the quantization_config of a quantized folder
+        options["quantization_config"] = _bitsandbytes(precision, double_quant)
+    options |= _gguf(source)
+    # transformers draws a bar for the tensors of a GGUF file, whatever its settings say
+    silence = redirect_stderr(io.StringIO()) if "gguf_file" in options else nullcontext()
+    with _reading(source), silence:
+        model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=_dtype(precision), device_map=device,
+                                                     trust_remote_code=False, use_safetensors=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.eval(), tokenizer
+
+
+def _gguf(source: Path | str) -> dict[str, object]:
+    """Options for a folder whose weights are in a GGUF file: its values are restored, in the memory of 16 bits."""
+    files = list(source.glob("*.gguf")) if isinstance(source, Path) else []
+    if len(files) != 1 or any(source.glob("*.safetensors")):
+        return {}
+    from transformers import GgufConfig
+
+    from .gguf_header import read_gguf_header
+
+    read_gguf_header(files[0])  # says what is wrong with a damaged file
+    return {"gguf_file": files[0].name, "quantization_config": GgufConfig(dequantize=True)}
+
+
+@contextmanager
+def _reading(source: Path | str) -> Iterator[None]:
+    """Whatever goes wrong while a model is read, as one sentence."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except (OSError, ValueError, SafetensorError) as error:
         if isinstance(source, Path):
             raise OSError(f"cannot read a model from the folder {str(source)!r}: {error}") from error
         raise _hub_error(source, error) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model.eval(), tokenizer
 
 
 def _check_device(device: str | None) -> str:
@@ -113,10 +146,17 @@ def _bitsandbytes(precision: str, double_quant: bool):
 
     if precision == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
-    if precision in ("nf4", "fp4"):
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=precision,
-                                  bnb_4bit_compute_dtype=_dtype(precision), bnb_4bit_use_double_quant=double_quant)
-    return None
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=precision, bnb_4bit_compute_dtype=_dtype(precision),
+                              bnb_4bit_use_double_quant=double_quant)
+
+
+def _check_unquantized(name: str, config: PreTrainedConfig, precision: str) -> None:
+    """A quantized folder keeps its format; precision is then the type of what is not quantized."""
+    made = getattr(config, "quantization_config", None)
+    if made and precision in QUANTIZED:
+        method = made.get("quant_method", "an unnamed method") if isinstance(made, dict) else made.quant_method
+        raise ValueError(f"precision is {precision!r}, but {name} is quantized already ({method}); load it with 'bf16', "
+                         "the type of what is not quantized")
 
 
 def free_memory(device: str = "cpu") -> int:

@@ -579,7 +579,8 @@ def test_a_mapped_file_takes_no_memory_of_its_own(real_folder, exports, name):
     if sys.platform == "linux":
         saved = figures.anonymous_mb["read"] - figures.anonymous_mb["mapped"]
         assert 0.8 * size < saved < 2.2 * size
-        assert figures.open_mb["mapped"] < figures.open_mb["read"]
+        if name == "safetensors":  # llama.cpp asks for all pages while it opens (MAP_POPULATE), so there they are equal
+            assert figures.open_mb["mapped"] < figures.open_mb["read"]
 
 
 def test_files_that_cannot_be_mapped_are_named(tmp_path):

@@ -1,0 +1,147 @@
+"""One table for every quantizer: size, memory, quality and speed of the same model, each measured in a process of its own.
+
+    python -m course_lib.comparison        writes data/quantization.json (SmolLM2-135M: about ten minutes on two cores)
+
+Bits per weight are those of the file, over all parameters: embeddings and norms that stay in 16 bit count. Memory is what
+the process holds more after loading and answering once than before. Perplexity is exp(mean loss per token) on the course's
+held-out English texts; for a GGUF file on the values that it stores. Tokens a second are those of `decode.benchmark`, for a
+GGUF file in llama.cpp.
+"""
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import catalog, loading, runtime
+from .exporting import run_module
+from .gguf_files import QUANTIZATIONS
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+METHODS = ("bf16", "int8", "nf4", "rtn", "awq", "gptq", "Q8_0", "Q4_K_M")
+COLUMNS = ("bits_per_weight", "file_mb", "memory_mb", "perplexity", "tokens_per_second")
+
+
+def compare(names: str | Sequence[str], methods: Sequence[str] = METHODS, *, texts: Sequence[str] | None = None) -> DataFrame:
+    """Quantize each model by each method and measure the result. Shown in lesson 07.
+
+    Args:
+        names: what `cl.load` takes, one or several.
+        methods: "bf16", "fp32", keys of `quantize.METHODS`, or names of GGUF quantizations.
+        texts: held-out texts for the perplexity; by default those of the course (English).
+
+    Returns:
+        A row for each model and method, with the columns of `COLUMNS`.
+
+    Raises:
+        ValueError, LookupError, OSError: as `quantize.quantize`.
+    """
+    import pandas as pd
+
+    from .quantize import METHODS as KNOWN
+    from .training import progress
+
+    names = [names] if isinstance(names, (str, Path)) else list(names)
+    for method in methods:
+        runtime.check_choice("method", method, ("bf16", "fp32", *KNOWN, *QUANTIZATIONS))
+    rows = {(str(name), method): figures(name, method, texts)
+            for name, method in progress([(name, method) for name in names for method in methods])}
+    return pd.DataFrame(rows, index=COLUMNS).T.rename_axis(["model", "method"])
+
+
+def figures(name: str | Path, method: str, texts: Sequence[str] | None = None) -> dict[str, float]:
+    """The row of one model and method, by the names of `COLUMNS`."""
+    from .data import load_corpus
+    from .quantize import quantize, save
+
+    with tempfile.TemporaryDirectory(prefix="slm-course-") as place:
+        folder, held_out = Path(place) / "model", Path(place) / "texts.json"
+        if method in ("bf16", "fp32"):
+            save(*loading.load(name, method), folder)
+        else:
+            quantize(name, method, folder=folder)
+        held_out.write_text(json.dumps(list(load_corpus("en", "test")["text"] if texts is None else texts)), encoding="utf-8")
+        weights = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".gguf"))
+        output = run_module(["course_lib.comparison", folder, held_out, method], f"measuring {method}")
+    found = json.loads(output.splitlines()[-1])
+    return {"bits_per_weight": 8 * weights / found.pop("parameters"), "file_mb": weights / 1e6, **found}
+
+
+def measure(folder: Path, texts: Sequence[str], precision: str = "bf16") -> dict[str, float]:
+    """What a fresh process finds out about a folder: memory, perplexity, speed, and the number of parameters."""
+    import psutil
+
+    from . import decode, deploy, training
+
+    runtime.quiet()
+    _use_libraries(folder)
+    process, gguf = psutil.Process(), next(folder.glob("*.gguf"), None)
+    before = process.memory_info().rss
+    if gguf is not None:
+        with deploy.GgufModel(gguf) as runner:
+            speed = decode.benchmark(runner).tokens_per_second
+            memory = process.memory_info().rss - before
+        model, tokenizer = loading.load(folder)
+    else:
+        model, tokenizer = loading.load(folder, precision if precision == "fp32" else "bf16")
+        loading.chat(model, tokenizer, "Hello", max_new_tokens=2)
+        memory = process.memory_info().rss - before
+        speed = decode.benchmark(model, tokenizer).tokens_per_second
+    ids = tokenizer(list(texts), truncation=True, max_length=1024)["input_ids"]
+    loss = training.answer_loss(model, [{"input_ids": row, "labels": row} for row in ids])
+    kept, linears = catalog.shapes(model.config)
+    return {"memory_mb": memory / 1e6, "perplexity": math.exp(loss), "tokens_per_second": speed,
+            "parameters": kept + sum(size for size, _ in linears)}
+
+
+def _use_libraries(folder: Path) -> None:
+    """Let a model of one layer answer: what imports and first calls take is not the memory of the model that comes."""
+    import bitsandbytes  # noqa: F401 - as the methods of that name need it
+    import xllamacpp  # noqa: F401
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(folder)
+    vars(config).pop("quantization_config", None)
+    config.num_hidden_layers = 1
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    loading.chat(AutoModelForCausalLM.from_config(config).eval(), tokenizer, "Hello", max_new_tokens=2)
+
+
+def path() -> Path:
+    """The file with the committed readings."""
+    return runtime.data_dir() / "quantization.json"
+
+
+def read() -> dict:
+    """The committed readings: machine, model, and for each method its row."""
+    return json.loads(path().read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    """Measure the profile's model and write the file."""
+    from . import bench
+
+    name = runtime.profile().model
+    table = compare(name)
+    rows = {method: {key: round(float(value), 3) for key, value in row.items()} for (_, method), row in table.iterrows()}
+    print(table.round(2).to_string())
+    part = path().with_suffix(".part")
+    part.write_text(json.dumps({"machine": bench.machine(), "model": name, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    part.replace(path())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4:  # the process that `figures` starts
+        where, held_out, kind = sys.argv[1:]
+        print(json.dumps(measure(Path(where), json.loads(Path(held_out).read_text(encoding="utf-8")), kind)))
+    else:
+        main()

@@ -1,0 +1,48 @@
+"""The table of quantizers: every figure against one that is counted or measured another way."""
+import math
+
+import pytest
+
+from course_lib import comparison, loading, memory, quantize, training
+
+TEXTS = ["The sky is blue today.", "Water boils at a hundred degrees."]
+
+
+@pytest.fixture(scope="module")
+def table(tiny_folder):
+    return quantize.compare(tiny_folder, ("bf16", "nf4", "rtn"), texts=TEXTS)
+
+
+def test_a_row_for_each_model_and_method(table, tiny_folder):
+    assert list(table.index) == [(str(tiny_folder), method) for method in ("bf16", "nf4", "rtn")]
+    assert tuple(table.columns) == comparison.COLUMNS
+    assert (table > 0).all(axis=None)
+
+
+def test_bits_are_those_of_the_file(table, tiny):
+    model, _ = tiny
+    parameters, bits = model.num_parameters(), table["bits_per_weight"].droplevel(0)
+    assert bits["bf16"] == pytest.approx(16, rel=0.05)  # and the file's head
+    kept = parameters - sum(layer.weight.numel() for layer in quantize._linears(model).values())
+    expected = (16 * kept + 4.5 * (parameters - kept)) / parameters
+    assert bits["rtn"] == pytest.approx(expected, rel=0.1) and bits["nf4"] < 0.7 * bits["bf16"]
+
+
+def test_perplexity_is_that_of_the_model(table, tiny_folder):
+    for method, loaded in (("bf16", loading.load(tiny_folder)), ("nf4", loading.load(tiny_folder, "nf4"))):
+        model, tokenizer = loaded
+        samples = [{"input_ids": ids, "labels": ids} for ids in tokenizer(TEXTS)["input_ids"]]
+        assert table.loc[(str(tiny_folder), method), "perplexity"] == pytest.approx(
+            math.exp(training.answer_loss(model, samples)), rel=1e-3)
+
+
+def test_memory_of_the_real_model_is_its_weights_and_little_more(real_folder, tmp_path):
+    """In a process of its own; the tiny model would drown in what libraries allocate."""
+    model, _ = loading.load(real_folder)
+    found = comparison.figures(real_folder, "bf16", TEXTS)
+    assert 0.9 < 1e6 * found["memory_mb"] / memory.measured_bytes(model) < 1.6
+
+
+def test_unknown_methods_are_named(tiny_folder):
+    with pytest.raises(ValueError, match="method is 'int5'"):
+        quantize.compare(tiny_folder, ("bf16", "int5"))
