@@ -56,7 +56,7 @@ __all__ = ["METHODS", "awq_round", "blockwise_absmax", "compare", "gptq_round", 
 METHODS = {"rtn": (4,), "int8": (8,), "nf4": (4,), "fp4": (4,), "gptq": (4,), "awq": (4,), "qat": (4,),
            "gguf": (2, 3, 4, 5, 6, 8)}  # and their bits
 GGUF_OF_BITS = {2: "Q2_K", 3: "Q3_K_M", 4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 8: "Q8_0"}
-CALIBRATED = ("gptq", "awq", "qat")
+CALIBRATED = ("gptq", "awq", "qat", "gguf")
 GROUP_SIZE = 64  # divides the width of every model here; most tools say 128, which 576 is no multiple of
 AT_ONCE = 35  # layers whose inputs are noted in one pass: fewer see more of the rounding before them, more are faster
 
@@ -73,7 +73,8 @@ def quantize(
         method: a key of `METHODS`, or a GGUF quantization by its name (`deploy.QUANTIZATIONS`), such as "Q5_K_S".
         bits: one of the method's; by default 8 for int8 and 4 for the others. gguf: `GGUF_OF_BITS` says which it is.
         calibration: for gptq and awq texts, or a dataset with a column text or question and answer, that the model reads;
-            for qat such questions and answers, which it is trained on. By default from the course's English data.
+            for qat such questions and answers, which it is trained on. By default from the course's English data. gguf
+            rounds without looking at data, unless it is given texts (a list): then columns with large inputs lose less.
         folder: write the result there as well, complete or not at all; `cl.load(folder)` reads it.
 
     Returns:
@@ -86,7 +87,9 @@ def quantize(
         OSError: the folder cannot be written.
     """
     if method in QUANTIZATIONS:
-        return _gguf(model_or_name, method, tokenizer, folder)
+        if bits is not None:
+            raise ValueError(f"bits is {bits}, but {method} says itself how many it has; leave bits out")
+        return _gguf(model_or_name, method, calibration, tokenizer, folder)
     check_choice("method", method, METHODS)
     bits = METHODS[method][-1] if bits is None and method == "int8" else 4 if bits is None else bits
     if bits not in METHODS[method]:
@@ -95,14 +98,14 @@ def quantize(
         raise ValueError(f"calibration was given, but {method} rounds without looking at data; leave it out, or use "
                          f"{' or '.join(CALIBRATED)}")
     if method == "gguf":
-        return _gguf(model_or_name, GGUF_OF_BITS[bits], tokenizer, folder)
+        return _gguf(model_or_name, GGUF_OF_BITS[bits], calibration, tokenizer, folder)
     quiet()
     with _folder_of(model_or_name, tokenizer) as source:
         if method in loading.QUANTIZED:
             model, tokenizer = loading.load(source, method)
         else:
             maker = {"rtn": _rtn, "awq": _awq, "gptq": _gptq, "qat": _qat}[method]
-            model, tokenizer = maker(source, bits, calibration)
+            model, tokenizer = maker(source, calibration)
     if folder is not None:
         save(model, tokenizer, folder)
     return model.eval(), tokenizer
@@ -161,23 +164,23 @@ def _from_torchao(layer: torch.nn.Linear, dtype: torch.dtype) -> Int4Linear:
                                  bias=layer.bias)
 
 
-def _gguf(model_or_name, quantization: str, tokenizer, folder: str | Path | None):
+def _gguf(model_or_name, quantization: str, calibration: Sequence[str] | None, tokenizer, folder: str | Path | None):
     with tempfile.TemporaryDirectory() as place, _folder_of(model_or_name, tokenizer) as source:
         with replacing(folder or Path(place) / "model") as made:
             made.mkdir()
-            to_gguf(source, made / "model.gguf", quantization=quantization)
+            to_gguf(source, made / "model.gguf", quantization=quantization, calibration=calibration)
             for file in Path(source).iterdir():  # config and tokenizer: transformers does not get all of them from a GGUF
                 if file.suffix in (".json", ".jinja", ".model") and not file.name.endswith(".index.json"):
                     shutil.copyfile(file, made / file.name)
         return loading.load(folder or Path(place) / "model", {"float16": "fp16", "bfloat16": "bf16"}[_half()])
 
 
-def _rtn(source: Path | str, bits: int, calibration: None):
+def _rtn(source: Path | str, calibration: None):
     model, tokenizer = _dense(source)
     return replace_layers(model, {name: _int4(layer) for name, layer in _linears(model).items()}, "rtn"), tokenizer
 
 
-def _awq(source: Path | str, bits: int, calibration: Sequence[str] | Dataset | None):
+def _awq(source: Path | str, calibration: Sequence[str] | Dataset | None):
     def rounded(layer: torch.nn.Linear, seen: Inputs) -> Int4Linear:
         gram = seen.gram.to(fast_dtype(layer.weight.device.type))
         some = layer.weight[::max(1, layer.out_features // 128)]  # 128 rows or so tell which exponent is best
@@ -187,7 +190,7 @@ def _awq(source: Path | str, bits: int, calibration: Sequence[str] | Dataset | N
     return _calibrated(source, calibration, rounded, "awq", 16)
 
 
-def _gptq(source: Path | str, bits: int, calibration: Sequence[str] | Dataset | None):
+def _gptq(source: Path | str, calibration: Sequence[str] | Dataset | None):
     def rounded(layer: torch.nn.Linear, seen: Inputs) -> Int4Linear:
         codes, scale, zero = gptq_codes(layer.weight, seen.gram, group_size=GROUP_SIZE)
         return Int4Linear.from_codes(codes.flatten(1).to(torch.uint8), scale, zero, dtype=layer.weight.dtype, bias=layer.bias)
@@ -212,7 +215,7 @@ def _calibrated(source: Path | str, calibration, rounded: Callable[[torch.nn.Lin
     return replace_layers(model, made, method), tokenizer
 
 
-def _qat(source: Path | str, bits: int, calibration: Dataset | None):
+def _qat(source: Path | str, calibration: Dataset | None):
     model, tokenizer = loading.load(source, "fp32")
     dataset = data.load_qa("en", "train").select(range(64)) if calibration is None else calibration
     kernel = model.config._attn_implementation

@@ -42,7 +42,7 @@ def test_a_model_in_memory_stays_as_it_is(tiny):
 
 
 def test_bits_choose_the_gguf_quantization(tiny_folder, tmp_path):
-    quantize.quantize(tiny_folder, "gguf", bits=8, folder=tmp_path / "made")
+    quantize.quantize(tiny_folder, "gguf", bits=8, calibration=TEXTS, folder=tmp_path / "made")
     assert read_gguf_header(tmp_path / "made" / "model.gguf").bytes_by_type().most_common(1)[0][0] == "Q8_0"
     assert set(quantize.GGUF_OF_BITS.values()) < set(QUANTIZATIONS)
 
@@ -88,6 +88,7 @@ def test_inputs_are_summed_over_texts(tiny):
     ({"method": "int3"}, "method is 'int3'"),
     ({"method": "nf4", "bits": 3}, "bits is 3; nf4 has 4"),
     ({"method": "gguf", "bits": 7}, "gguf has 2 or 3 or 4 or 5 or 6 or 8"),
+    ({"method": "Q4_0", "bits": 4}, "leave bits out"),
     ({"method": "rtn", "calibration": TEXTS}, "rounds without looking at data"),
     ({"method": "awq", "calibration": []}, "holds 0 texts with 0 tokens"),
     ({"method": "awq", "calibration": ["Too short."]}, "holds 1 texts with 10 tokens"),
