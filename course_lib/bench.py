@@ -72,16 +72,12 @@ def package_figures() -> None:
 
 def write_training_figures() -> None:
     """Run `bench_training`; build/bench.json and build/growth.<lang>.png are complete or not there."""
-    import json
-
     from . import bench_training, show
 
     folder = lessons.ROOT / "build"
     folder.mkdir(exist_ok=True)
     figures = {"machine": machine(), **bench_training.run()}
-    part = folder / "bench.json.part"
-    part.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    part.replace(folder / "bench.json")
+    runtime.write_json(folder / "bench.json", figures)
     show.use_korean_font()
     for lang in runtime.LANGUAGES:
         runtime.set_language(lang)

@@ -5,7 +5,7 @@ while the texts pass through. Sources: GPTQ, arXiv 2210.17323, section 3; AWQ, a
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,45 +33,57 @@ class _Enough(Exception):
     """The forward pass need not go on: every layer that is asked about has seen its inputs."""
 
 
-def inputs_of(model: PreTrainedModel, layers: dict[str, torch.nn.Linear], ids: Sequence[torch.Tensor]) -> dict[str, Inputs]:
-    """The statistics of the layers' inputs over all texts, without a padding token among them.
+def watch_inputs(
+    model: PreTrainedModel, layers: Iterable[str], ids: Sequence[torch.Tensor], note: Callable[[str, torch.Tensor], None],
+) -> None:
+    """Send the texts through the model and call `note(name, inputs)` with what each of the layers reads, (1, T, D_in).
 
     Args:
-        layers: linear layers of the model, by name; the pass ends as soon as the last of them was reached.
-        ids: token ids of shape (1, T), each text alone.
+        layers: names of modules; a pass ends as soon as the last of them was reached.
+        ids: token ids of shape (1, T), each text alone, so that no padding is among the inputs.
     """
-    found: dict[str, Inputs] = {}
-    tokens, missing, latest = sum(row.shape[1] for row in ids), set(), (None, "")
+    names, missing = set(layers), set()
 
-    def note(name: str):
+    def watch(name: str):
         def hook(_, arguments) -> None:
-            nonlocal latest
-            if arguments[0] is latest[0]:  # query, key and value read the same input: one sum serves them all
-                found[name] = found[latest[1]]
-            else:
-                latest = arguments[0], name
-                rows = arguments[0].flatten(0, -2).float()
-                gram, size = rows.T @ rows, rows.abs().sum(0) / tokens
-                if name in found:
-                    found[name].gram += gram
-                    found[name].size += size
-                else:
-                    found[name] = Inputs(gram, size)
+            note(name, arguments[0])
             missing.discard(name)
             if not missing:
                 raise _Enough
         return hook
 
-    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
+    hooks = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
     try:
         with torch.inference_mode():
             for row in ids:
-                missing |= set(layers)
+                missing |= names
                 with suppress(_Enough):
                     model(row, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def inputs_of(model: PreTrainedModel, layers: Iterable[str], ids: Sequence[torch.Tensor]) -> dict[str, Inputs]:
+    """The statistics of the layers' inputs over all texts; arguments as in `watch_inputs`."""
+    found: dict[str, Inputs] = {}
+    tokens, latest = sum(row.shape[1] for row in ids), (None, "")
+
+    def note(name: str, inputs: torch.Tensor) -> None:
+        nonlocal latest
+        if inputs is latest[0]:  # query, key and value read the same input: one sum serves them all
+            found[name] = found[latest[1]]
+            return
+        latest = inputs, name
+        rows = inputs.flatten(0, -2).float()
+        gram, size = rows.T @ rows, rows.abs().sum(0) / tokens
+        if name in found:
+            found[name].gram += gram
+            found[name].size += size
+        else:
+            found[name] = Inputs(gram, size)
+
+    watch_inputs(model, layers, ids, note)
     return found
 
 

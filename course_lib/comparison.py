@@ -116,16 +116,6 @@ def _use_libraries(folder: Path) -> None:
     loading.chat(AutoModelForCausalLM.from_config(config).eval(), tokenizer, "Hello", max_new_tokens=2)
 
 
-def path() -> Path:
-    """The file with the committed readings."""
-    return runtime.data_dir() / "quantization.json"
-
-
-def read() -> dict:
-    """The committed readings: machine, model, and for each method its row."""
-    return json.loads(path().read_text(encoding="utf-8"))
-
-
 def main() -> None:
     """Measure the profile's model and write the file."""
     from . import bench
@@ -134,9 +124,7 @@ def main() -> None:
     table = compare(name)
     rows = {method: {key: round(float(value), 3) for key, value in row.items()} for (_, method), row in table.iterrows()}
     print(table.round(2).to_string())
-    part = path().with_suffix(".part")
-    part.write_text(json.dumps({"machine": bench.machine(), "model": name, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    part.replace(path())
+    runtime.write_json(runtime.data_dir() / "quantization.json", {"machine": bench.machine(), "model": name, "rows": rows})
 
 
 if __name__ == "__main__":

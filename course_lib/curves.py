@@ -76,10 +76,8 @@ def main(steps: int = 60) -> None:
                                                   train_dataset=samples, callbacks=[_noted(student, teacher, held_out, curve)])
             trainer.train()
         print(way, curve["kl"], flush=True)
-    part = path().with_suffix(".part")
     found = {"machine": bench.machine(), "model": str(name), "layers": kept, "curves": curves}
-    part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    part.replace(path())
+    runtime.write_json(path(), found)
 
 
 if __name__ == "__main__":

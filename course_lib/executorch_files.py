@@ -14,11 +14,10 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .exporting import replacing
+from .exporting import need_package, replacing
 from .runners import Answer, Prompt, Runner, read_prompt
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def to_executorch(model: PreTrainedModel, path: str | Path, *, max_length: int =
         ModuleNotFoundError: executorch is not installed. ValueError: a quantized model, or max_length beyond its context.
         OSError: the disk is full; `path` is as it was before.
     """
-    _check_installed()
+    need_package("executorch", "1.5")
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
@@ -66,7 +65,7 @@ class ExecutorchModel(Runner):
     """
 
     def __init__(self, path: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        _check_installed()
+        need_package("executorch", "1.5")
         from executorch.runtime import Runtime, Verification
 
         path = Path(path)
@@ -115,11 +114,6 @@ def run_executorch(
     """The greedy answer of a `.pte` file, loaded for this call; `ExecutorchModel` keeps it for several."""
     with ExecutorchModel(path, tokenizer) as model:
         return model.chat(prompt, max_new_tokens=max_new_tokens)
-
-
-def _check_installed() -> None:
-    if find_spec("executorch") is None:
-        raise ModuleNotFoundError("the package executorch is not installed: pip install 'executorch>=1.5'")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import tempfile
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,17 +32,21 @@ _FAILED = "course_lib failed: "
 
 
 @contextmanager
-def replacing(target: str | Path) -> Iterator[Path]:
+def replacing(target: str | Path, mark: str | None = None) -> Iterator[Path]:
     """A temporary place beside `target`; what the block puts there takes the name once the block has ended well.
 
     Both lie on one disk, so that the last step is a rename: whoever looks finds the old file, or the whole new one.
+
+    Args:
+        mark: the file by which a folder is known as an earlier export, to be replaced; without it no folder is that holds
+            something.
 
     Raises:
         OSError: the disk is full (`errno` says so); the message names `target`, and nothing stays of the attempt.
         FileExistsError: `target` is a folder with other things in it than an earlier export.
     """
     target = Path(target).absolute()
-    if target.is_dir() and any(target.iterdir()) and not (target / "genai_config.json").is_file():
+    if target.is_dir() and any(target.iterdir()) and not (mark and (target / mark).is_file()):
         raise FileExistsError(f"{str(target)!r} is a folder with other files in it; choose another name")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent, ignore_cleanup_errors=True) as work:
@@ -132,6 +137,12 @@ def _with_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, work: Path
         (made / name).unlink(missing_ok=True)
     tokenizer.save_pretrained(made)
     return made
+
+
+def need_package(name: str, version: str) -> None:
+    """Raise a ModuleNotFoundError that says how to install the package, unless it is there."""
+    if find_spec(name) is None:
+        raise ModuleNotFoundError(f"the package {name} is not installed: pip install '{name}>={version}'")
 
 
 def run_module(arguments: Sequence[str | Path], what: str) -> str:

@@ -11,12 +11,10 @@ https://huggingface.co/docs/trl/sft_trainer, https://huggingface.co/docs/peft.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,8 +25,8 @@ from trl import SFTConfig, SFTTrainer
 
 from . import catalog, loading, memory
 from .fused_loss import Head, head_loss, labelled
-from .runtime import check_choice, profile
-from .training import LabelledCollator, answer_loss, defaults, fast_attention, tokenize_chat
+from .runtime import check_choice, profile, silenced, write_json
+from .training import LabelledCollator, answer_loss, defaults, fast_attention, linear_layers, tokenize_chat
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -146,7 +144,7 @@ def lora_parameters(model_id: str | PreTrainedConfig, rank: int = 16, target_mod
     if target_modules == "all-linear":
         return memory.adapter_parameters(model_id, rank)
     wanted = [target_modules] if isinstance(target_modules, str) else list(target_modules)
-    linears = _linears(catalog.skeleton(model_id))
+    linears = linear_layers(catalog.skeleton(model_id))
     _check_targets(wanted, linears)
     chosen = [layer for name, layer in linears.items() if name.split(".")[-1] in wanted]
     return sum(rank * (layer.in_features + layer.out_features) for layer in chosen)
@@ -170,7 +168,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
             raise ValueError(f"the adapter in {str(folder)!r} was trained on another model ({trained_on['name']}, "
                              f"{trained_on['layers']} layers); load that one")
     try:
-        with _no_banner():
+        with silenced():  # PEFT imports gptqmodel where that is installed, which prints a greeting
             return PeftModel.from_pretrained(model, folder).eval()
     except (RuntimeError, ValueError) as error:  # shapes or names of layers that don't fit
         reason = str(error).splitlines()[0]
@@ -208,13 +206,6 @@ def _context(model: PreTrainedModel, max_length: int) -> int:
     return min(max_length, model.config.get_text_config().max_position_embeddings)
 
 
-def _linears(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
-    """The linear layers by name, without the LM head."""
-    head = model.get_output_embeddings()
-    return {name: module for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear) and module is not head}
-
-
 def _check_targets(wanted: list[str], linears: dict[str, torch.nn.Linear]) -> None:
     names = dict.fromkeys(name.split(".")[-1] for name in linears)
     missing = [name for name in wanted if name not in names]
@@ -228,18 +219,11 @@ def _with_adapters(model, method: str, rank: int, alpha: int | None, target_modu
 
     if target_modules != "all-linear":  # PEFT is silent where some names match and others don't
         target_modules = [target_modules] if isinstance(target_modules, str) else list(target_modules)
-        _check_targets(target_modules, _linears(model))
+        _check_targets(target_modules, linear_layers(model))
     torch.manual_seed(seed)  # of A; B starts at zero
     config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=target_modules, task_type="CAUSAL_LM")
-    with _no_banner():
+    with silenced():
         return get_peft_model(model, config)
-
-
-@contextmanager
-def _no_banner() -> Iterator[None]:
-    """PEFT imports gptqmodel where that is installed, which prints a greeting."""
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        yield
 
 
 def _must_recompute(model, method: str, rank: int, batch: int, longest: int) -> bool:
@@ -278,14 +262,9 @@ def _save(trainer: AnswerTrainer, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's blank form, with the path of the base
     settings = folder / "adapter_config.json"
     if settings.is_file():  # PEFT looks the base up while it saves, so its name is put right afterwards
-        _write_json(settings, {**json.loads(settings.read_text(encoding="utf-8")), "base_model_name_or_path": name})
-    _write_json(folder / BASE_FILE, {"name": name, "layers": base.config.num_hidden_layers, "embedding": _fingerprint(base)})
-
-
-def _write_json(path: Path, content: dict) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    part.replace(path)
+        write_json(settings, {**json.loads(settings.read_text(encoding="utf-8")), "base_model_name_or_path": name}, indent=2)
+    about = {"name": name, "layers": base.config.num_hidden_layers, "embedding": _fingerprint(base)}
+    write_json(folder / BASE_FILE, about, indent=2)
 
 
 def _fingerprint(model: PreTrainedModel) -> str:

@@ -21,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .calibration import watch_inputs
 from .exporting import as_folder, replacing, run_module
 from .gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from .loading import load
@@ -254,27 +255,17 @@ def input_importance(
     if isinstance(model_or_folder, (str, Path)):
         model, own = load(model_or_folder, "bf16", device="cpu")
         tokenizer = tokenizer or own
-    sums, tokens, hooks = {}, 0, []
+    ids = [tokenizer(text, return_tensors="pt", truncation=True, max_length=max_tokens).input_ids.to(model.device)
+           for text in texts]
+    sums: dict[str, torch.Tensor] = {}
 
-    def note(name: str) -> Callable:
-        def add(_, inputs) -> None:
-            squares = inputs[0].detach().float().flatten(0, -2).square().sum(0)
-            sums[name] = sums.get(name, 0) + squares
-        return add
+    def note(name: str, inputs: torch.Tensor) -> None:
+        sums[name] = sums.get(name, 0) + inputs.detach().float().flatten(0, -2).square().sum(0)
 
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            hooks.append(module.register_forward_pre_hook(note(f"{name}.weight")))
-    try:
-        for text in texts:
-            ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=max_tokens).input_ids.to(model.device)
-            tokens += ids.shape[1]
-            with torch.inference_mode():
-                model(ids)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: (total / tokens).cpu().numpy() for name, total in sums.items()}
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    watch_inputs(model, names, ids, note)
+    tokens = sum(row.shape[1] for row in ids)
+    return {f"{name}.weight": (total / tokens).cpu().numpy() for name, total in sums.items()}
 
 
 @lru_cache

@@ -19,9 +19,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
+from .exporting import need_package
 from .gguf_header import read_gguf_header
 from .runners import Answer, Prompt, Runner, check_room, read_prompt
 
@@ -46,8 +46,7 @@ class GgufModel(Runner):
     def __init__(
         self, path: str | Path, *, context: int = 1024, threads: int | None = None, mmap: bool = True, port: int = 0,
     ) -> None:
-        if find_spec("xllamacpp") is None:
-            raise ModuleNotFoundError("the package xllamacpp is not installed: pip install 'xllamacpp>=2026.6'")
+        need_package("xllamacpp", "2026.6")
         if context < 1 or (threads is not None and threads < 1):
             raise ValueError(f"context is {context} and threads {threads}; both must be at least 1")
         read_gguf_header(path)

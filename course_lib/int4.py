@@ -1,4 +1,4 @@
-"""Linear layers with 4-bit weights, in a file and at work: what "rtn", "awq" and "qat" of `quantize` produce.
+"""Linear layers with 4-bit weights, in a file and at work: what "rtn", "gptq", "awq" and "qat" of `quantize` produce.
 
 A weight is w ≈ (code - zero) · scale with a code from 0 to 15, and scale and zero for each group of weights along D_in. In a
 file two codes share a byte: 4 + 32 / group_size bits a weight with scale and zero in 16 bit. At work on a CPU the codes lie
@@ -17,7 +17,7 @@ from torch import nn
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .rounding import group_codes
+from .rounding import group_codes, restore
 
 METHOD = "course_int4"
 
@@ -100,7 +100,7 @@ class Int4Linear(nn.Module):
     def weights(self) -> torch.Tensor:
         """The weights that the codes stand for, (D_out, D_in), without the input scale."""
         codes = self._codes().float().unflatten(1, (-1, self.group_size))
-        return ((codes - self.zero.float()[..., None]) * self.scale.float()[..., None]).flatten(1).to(self.scale.dtype)
+        return restore(codes, self.scale.float(), self.zero.float()).to(self.scale.dtype)
 
     def _codes(self) -> torch.Tensor:
         """(D_out, D_in) codes; out of the kernel's order by multiplying with ones and zeros, which loses nothing."""

@@ -6,17 +6,16 @@ Built by hand in lesson 02.
 """
 from __future__ import annotations
 
-import io
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import default_model
 from .catalog import PRECISIONS
-from .runtime import check_choice, profile, quiet
+from .runtime import check_choice, profile, quiet, silenced
 
 if TYPE_CHECKING:
     import torch
@@ -68,9 +67,9 @@ def load(
         options["quantization_config"] = _bitsandbytes(precision, double_quant)
     options |= _gguf(source)
     # transformers draws a bar for the tensors of a GGUF file, whatever its settings say
-    silence = redirect_stderr(io.StringIO()) if "gguf_file" in options else nullcontext()
+    silence = silenced() if "gguf_file" in options else nullcontext()
     with _reading(source), silence:
-        model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=_dtype(precision), device_map=device,
+        model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype_of(precision), device_map=device,
                                                      trust_remote_code=False, use_safetensors=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
@@ -133,12 +132,19 @@ def resolve(name: str | Path) -> Path | str:
                       f"the default model is {default_model.NAME!r}")
 
 
-def _dtype(precision: str) -> torch.dtype:
+def half_precision() -> str:
+    """The 16-bit precision of this machine: "bf16", or "fp16" on a GPU without hardware for it, such as a T4."""
     import torch
 
-    # quantized models keep embeddings, norms and the LM head in 16 bit; a T4 has no bf16 hardware
-    half = torch.float16 if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else torch.bfloat16
-    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, half)
+    return "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16"
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """torch's type of a precision; of a quantized one that of embeddings, norms and the LM head, in 16 bit."""
+    import torch
+
+    types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    return types[precision if precision in types else half_precision()]
 
 
 def _bitsandbytes(precision: str, double_quant: bool):
@@ -146,7 +152,7 @@ def _bitsandbytes(precision: str, double_quant: bool):
 
     if precision == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=precision, bnb_4bit_compute_dtype=_dtype(precision),
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=precision, bnb_4bit_compute_dtype=dtype_of(precision),
                               bnb_4bit_use_double_quant=double_quant)
 
 
@@ -230,7 +236,7 @@ def chat(
     import torch
     from transformers import TextStreamer
 
-    messages = _messages(prompt_or_messages, system)
+    messages = read_messages(prompt_or_messages, system)
     sampling = _sampling(do_sample, temperature, top_p, top_k)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
@@ -243,7 +249,12 @@ def chat(
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True).strip()
 
 
-def _messages(prompt_or_messages: str | list[dict[str, str]], system: str | None) -> list[dict[str, str]]:
+def read_messages(prompt_or_messages: str | list[dict[str, str]], system: str | None = None) -> list[dict[str, str]]:
+    """The messages of a conversation, checked, a system prompt put before them.
+
+    Raises:
+        ValueError: an empty prompt, no messages, a wrong role, or two system prompts.
+    """
     if isinstance(prompt_or_messages, str):
         if not prompt_or_messages.strip():
             raise ValueError("prompt_or_messages is empty; ask something")

@@ -43,7 +43,7 @@ def to_onnx(
     """
     check_choice("precision", precision, PRECISIONS)
     folder = Path(folder)
-    with replacing(folder) as made, as_folder(model_or_folder, tokenizer) as source:
+    with replacing(folder, mark=_NEEDED[0]) as made, as_folder(model_or_folder, tokenizer) as source:
         _check_architecture(source)
         run_module(["onnxruntime_genai.models.builder", "-i", source, "-o", made, "-p", precision, "-e", "cpu",
                     "-c", made.with_name("cache"), "--extra_options", "hf_token=false"], "the conversion to ONNX")

@@ -18,11 +18,10 @@ https://huggingface.co/docs/transformers/quantization/overview.
 """
 from __future__ import annotations
 
-import io
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +33,7 @@ from .comparison import compare
 from .exporting import as_folder, replacing
 from .gguf_files import QUANTIZATIONS, to_gguf
 from .int4 import Int4Linear, replace_layers
+from .loading import half_precision
 from .rounding import (
     awq_round,
     awq_scales,
@@ -43,8 +43,8 @@ from .rounding import (
     nf4_levels,
     round_to_nearest,
 )
-from .runtime import check_choice, quiet
-from .training import fast_dtype, progress
+from .runtime import check_choice, quiet, silenced
+from .training import fast_dtype, linear_layers, progress
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -91,7 +91,8 @@ def quantize(
             raise ValueError(f"bits is {bits}, but {method} says itself how many it has; leave bits out")
         return _gguf(model_or_name, method, calibration, tokenizer, folder)
     check_choice("method", method, METHODS)
-    bits = METHODS[method][-1] if bits is None and method == "int8" else 4 if bits is None else bits
+    if bits is None:
+        bits = 8 if method == "int8" else 4
     if bits not in METHODS[method]:
         raise ValueError(f"bits is {bits}; {method} has {' or '.join(map(str, METHODS[method]))}")
     if calibration is not None and method not in CALIBRATED:
@@ -117,7 +118,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
     Raises:
         FileExistsError: the folder holds something already. OSError: it cannot be written, for example on a full disk.
     """
-    with replacing(folder) as made, _silence():
+    with replacing(folder) as made, silenced():  # transformers draws a bar for every file
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)
     return Path(folder)
@@ -143,14 +144,14 @@ def qat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dat
     from .finetune import finetune
 
     _check_widths(model, group_size)
-    names = set(_linears(model))
+    names = set(linear_layers(model))
     # symmetric: with zero points torchao 0.18 trains on other values than it converts to
     base = IntxWeightOnlyConfig(torch.int4, PerGroup(group_size))
     quantize_(model, QATConfig(base, step="prepare"), filter_fn=lambda module, name: name in names)
     result = finetune(model, tokenizer, dataset, method="full", **settings)
     quantize_(model, QATConfig(base, step="convert"), filter_fn=lambda module, name: name in names)
-    half = getattr(torch, _half())
-    replace_layers(model, {name: _from_torchao(layer, half) for name, layer in _linears(model).items()}, "qat")
+    half = loading.dtype_of(half_precision())
+    replace_layers(model, {name: _from_torchao(layer, half) for name, layer in linear_layers(model).items()}, "qat")
     for weights in model.parameters():  # and no buffers: the rotary frequencies stay in fp32
         weights.data = weights.data.to(half)
     model.config.dtype = half
@@ -172,12 +173,12 @@ def _gguf(model_or_name, quantization: str, calibration: Sequence[str] | None, t
             for file in Path(source).iterdir():  # config and tokenizer: transformers does not get all of them from a GGUF
                 if file.suffix in (".json", ".jinja", ".model") and not file.name.endswith(".index.json"):
                     shutil.copyfile(file, made / file.name)
-        return loading.load(folder or Path(place) / "model", {"float16": "fp16", "bfloat16": "bf16"}[_half()])
+        return loading.load(folder or Path(place) / "model", half_precision())
 
 
 def _rtn(source: Path | str, calibration: None):
     model, tokenizer = _dense(source)
-    return replace_layers(model, {name: _int4(layer) for name, layer in _linears(model).items()}, "rtn"), tokenizer
+    return replace_layers(model, {name: _int4(layer) for name, layer in linear_layers(model).items()}, "rtn"), tokenizer
 
 
 def _awq(source: Path | str, calibration: Sequence[str] | Dataset | None):
@@ -205,7 +206,7 @@ def _calibrated(source: Path | str, calibration, rounded: Callable[[torch.nn.Lin
     model, tokenizer = _dense(source)
     ids = [tokenizer(text, return_tensors="pt").input_ids.to(model.device)
            for text in calibration_texts(calibration, tokenizer, count)]
-    linears, made = _linears(model), {}
+    linears, made = linear_layers(model), {}
     names = list(linears)
     for start in progress(range(0, len(names), AT_ONCE)):
         part = {name: linears[name] for name in names[start:start + AT_ONCE]}
@@ -224,12 +225,8 @@ def _qat(source: Path | str, calibration: Dataset | None):
     return model, tokenizer
 
 
-def _half() -> str:
-    return "float16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bfloat16"
-
-
 def _dense(source: Path | str):
-    model, tokenizer = loading.load(source, {"float16": "fp16", "bfloat16": "bf16"}[_half()])
+    model, tokenizer = loading.load(source, half_precision())
     _check_widths(model, GROUP_SIZE)
     return model, tokenizer
 
@@ -237,17 +234,10 @@ def _dense(source: Path | str):
 def _check_widths(model: PreTrainedModel, group_size: int) -> None:
     if getattr(model, "quantization_method", None):
         raise ValueError(f"the model is quantized already ({model.quantization_method}); start from its 16-bit weights")
-    odd = {name: layer.in_features for name, layer in _linears(model).items() if layer.in_features % group_size}
+    odd = {name: layer.in_features for name, layer in linear_layers(model).items() if layer.in_features % group_size}
     if odd:
         name, width = next(iter(odd.items()))
         raise ValueError(f"{name} has {width} inputs, which is no multiple of the group size {group_size}")
-
-
-def _linears(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
-    """The linear layers by name, without the LM head."""
-    head = model.get_output_embeddings()
-    return {name: module for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear) and module is not head}
 
 
 def _int4(layer: torch.nn.Linear, scale: torch.Tensor | None = None) -> Int4Linear:
@@ -267,10 +257,3 @@ def _folder_of(model_or_name: PreTrainedModel | str | Path, tokenizer: PreTraine
         return
     with as_folder(model_or_name, tokenizer) as folder:
         yield folder
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """transformers draws a bar for every file it writes."""
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        yield

@@ -1,4 +1,4 @@
-"""Rounding weights to a few bits, written to be read; `quantize` does the same to whole models through libraries.
+"""Rounding weights to a few bits, written to be read; `quantize` does it to whole models.
 
 Every scheme stores small integers and, for each block or group of weights, a scale. `blockwise_absmax` divides by the
 largest magnitude of a block and takes the nearest of a few levels: evenly spaced ones, or NF4's, the quantiles of a normal
@@ -119,8 +119,7 @@ def round_to_nearest(weights: torch.Tensor, *, bits: int = 4, group_size: int = 
     Raises:
         ValueError: weights that are not a matrix, or group_size does not divide D_in.
     """
-    codes, scale, zero = group_codes(weights, bits=bits, group_size=group_size)
-    return ((codes - zero[..., None]) * scale[..., None]).view_as(weights)
+    return restore(*group_codes(weights, bits=bits, group_size=group_size))
 
 
 def group_codes(
@@ -137,6 +136,11 @@ def group_codes(
     return ((groups / scale).round() + zero).clamp(0, largest), scale.squeeze(-1), zero.squeeze(-1)
 
 
+def restore(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+    """The weights (D_out, D_in) that codes (D_out, groups, group_size) with their scale and zero (D_out, groups) stand for."""
+    return ((codes - zero[..., None]) * scale[..., None]).flatten(1)
+
+
 def gptq_round(
     weights: torch.Tensor, inputs: torch.Tensor, *, bits: int = 4, group_size: int = 64, damping: float = 0.01,
 ) -> torch.Tensor:
@@ -150,8 +154,7 @@ def gptq_round(
     """
     _check_inputs(weights, inputs)
     gram = inputs.float().T @ inputs.float()
-    codes, scale, zero = gptq_codes(weights, gram, bits=bits, group_size=group_size, damping=damping)
-    return ((codes - zero[..., None]) * scale[..., None]).view_as(weights)
+    return restore(*gptq_codes(weights, gram, bits=bits, group_size=group_size, damping=damping))
 
 
 def gptq_codes(

@@ -85,7 +85,7 @@ def read_prompt(prompt: Prompt, max_new_tokens: int) -> tuple[list[dict[str, str
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     if not isinstance(prompt, str) and prompt and all(isinstance(one, int) for one in prompt):
         return None, list(prompt)
-    return loading._messages(prompt, None), None
+    return loading.read_messages(prompt), None
 
 
 def check_room(prompt_tokens: int, max_new_tokens: int, context: int) -> None:

@@ -6,12 +6,14 @@ CPU and on a Colab GPU. Nothing here imports torch before it is needed: `import 
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -129,6 +131,20 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     m_trim_threshold, m_mmap_max = -1, -4
     return mallopt is not None and all((mallopt(m_mmap_max, 0), mallopt(m_trim_threshold, 2**31 - 1)))
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keep what a library prints whatever its settings say: greetings, and bars for every file."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
+
+
+def write_json(path: Path, content: dict, indent: int = 1) -> None:
+    """Write a JSON file under a temporary name, then rename: it is whole, or as it was."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def show_progress() -> bool:

@@ -200,6 +200,15 @@ def defaults(model: PreTrainedModel) -> dict[str, object]:
     }
 
 
+def linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
+    """The linear layers by name, without the LM head."""
+    import torch
+
+    head = model.get_output_embeddings()
+    return {name: module for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear) and module is not head}
+
+
 def progress(steps: Iterable) -> Iterable:
     """A bar over `steps`, where `show_progress`."""
     from tqdm.auto import tqdm

@@ -23,7 +23,7 @@ def test_bits_are_those_of_the_file(table, tiny):
     model, _ = tiny
     parameters, bits = model.num_parameters(), table["bits_per_weight"].droplevel(0)
     assert bits["bf16"] == pytest.approx(16, rel=0.05)  # and the file's head
-    kept = parameters - sum(layer.weight.numel() for layer in quantize._linears(model).values())
+    kept = parameters - sum(layer.weight.numel() for layer in training.linear_layers(model).values())
     expected = (16 * kept + 4.5 * (parameters - kept)) / parameters
     assert bits["rtn"] == pytest.approx(expected, rel=0.1) and bits["nf4"] < 0.7 * bits["bf16"]
 

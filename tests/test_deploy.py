@@ -17,7 +17,6 @@ import course_lib as cl
 from course_lib import (
     decode,
     deploy,
-    executorch_files,
     exporting,
     folding,
     gguf_files,
@@ -459,10 +458,10 @@ def test_a_folder_with_other_files_is_not_replaced(tiny_folder, tmp_path):
     (tmp_path / "letters" / "to_mother.txt").write_text("Dear mother")
     with pytest.raises(FileExistsError, match="letters' is a folder with other files"):
         deploy.to_onnx(tiny_folder, tmp_path / "letters")
-    with exporting.replacing(tmp_path / "onnx") as made:
+    with exporting.replacing(tmp_path / "onnx", mark="genai_config.json") as made:
         made.mkdir()
         (made / "genai_config.json").touch()
-    with exporting.replacing(tmp_path / "onnx") as made:
+    with exporting.replacing(tmp_path / "onnx", mark="genai_config.json") as made:
         made.mkdir()
     assert left_behind(tmp_path / "onnx") == [] and left_behind(tmp_path / "letters") == ["to_mother.txt"]
 
@@ -489,8 +488,7 @@ def test_prompts_that_cannot_be_answered(tiny_gguf, options, words):
 @pytest.mark.parametrize("package, call", [
     ("xllamacpp", lambda: deploy.GgufModel("x.gguf")), ("executorch", lambda: deploy.ExecutorchModel("x.pte", None))])
 def test_a_package_that_is_not_installed_is_named(monkeypatch, package, call):
-    for module in (gguf_run, executorch_files):
-        monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=f"the package {package} is not installed: pip install"):
         call()
 
