@@ -1,7 +1,7 @@
 """The figures of the README: what the package saves against the code that tutorials show, as ratios in one run.
 
-    python course.py bench                the package, training against what people copy, then every lesson (35 minutes)
-    python -m course_lib.bench --quick    without the lessons (25 minutes)
+    python course.py bench                the package, routes, training against what people copy, then every lesson (45 minutes)
+    python -m course_lib.bench --quick    without the lessons (35 minutes)
 
 Prints Markdown, first of all the machine: seconds of another machine mean nothing, ratios a little more. The training
 figures (`bench_training`) also go to build/bench.json, with the machine, and their growth to a picture beside it.
@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from . import decode, default_model, execution, lessons, loading, runtime
+from . import bench_routes, decode, default_model, execution, lessons, loading, runtime
 
 PRECISIONS = ("fp32", "bf16", "int8", "nf4")
 
@@ -92,6 +92,7 @@ def main() -> int:
     runtime.quiet()
     print(f"Machine: {machine()}\n")
     package_figures()
+    bench_routes.run()
     write_training_figures()
     if args.quick:
         return 0

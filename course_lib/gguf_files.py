@@ -70,7 +70,7 @@ def to_gguf(
     if from_gguf and calibration is not None:
         raise ValueError("calibration needs a model that runs: give the folder or the model, not a GGUF file")
     with replacing(path) as made, ExitStack() as stack:
-        plain = Path(model_or_folder) if from_gguf else made.with_name("plain.gguf")
+        plain = Path(model_or_folder) if from_gguf else made.with_name(f"plain-{made.name}")
         if not from_gguf:
             _convert(stack.enter_context(as_folder(model_or_folder, tokenizer)), plain)
         importance = {} if calibration is None else input_importance(model_or_folder, tokenizer, calibration)

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from course_lib import comparison, loading, memory, quantize, training
+from course_lib import comparison, deploy, loading, memory, quantize, training
 
 TEXTS = ["The sky is blue today.", "Water boils at a hundred degrees."]
 
@@ -46,3 +46,24 @@ def test_memory_of_the_real_model_is_its_weights_and_little_more(real_folder, tm
 def test_unknown_methods_are_named(tiny_folder):
     with pytest.raises(ValueError, match="method is 'int5'"):
         quantize.compare(tiny_folder, ("bf16", "int5"))
+
+
+def test_a_token_reads_the_head_but_not_another_table(tiny, tiny_folder, tmp_path):
+    """Tied, the embedding is the LM head and read whole; untied, a token reads a row of it, which is left out."""
+    model, tokenizer = tiny
+    stored = sum(weight.nbytes for weight in model.state_dict().values())
+    embedding = model.get_input_embeddings().weight
+    tied = 0 if model.config.tie_word_embeddings else embedding.nbytes
+    assert comparison.bytes_read(tiny_folder) == stored - tied
+    deploy.to_gguf(tiny_folder, tmp_path / "model.gguf", quantization="F32")
+    assert comparison.bytes_read(tmp_path) == pytest.approx(4 * (model.num_parameters() - (embedding.numel() if tied else 0)))
+
+
+def test_an_onnx_folder_is_read_as_the_model_it_came_from(tiny, tiny_folder, tmp_path):
+    model, tokenizer = tiny
+    rows = tokenizer(TEXTS)["input_ids"]
+    folder = deploy.to_onnx(tiny_folder, tmp_path / "onnx", precision="fp32")
+    loss = training.answer_loss(model.float(), [{"input_ids": row, "labels": row} for row in rows])
+    assert comparison.onnx_loss(folder, rows) == pytest.approx(loss, rel=1e-3)
+    products = 4 * (model.num_parameters() - model.get_input_embeddings().weight.numel())
+    assert comparison.bytes_read(folder) >= 0.9 * products

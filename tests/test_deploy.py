@@ -278,8 +278,8 @@ def test_a_model_in_memory_with_a_merged_adapter(tiny, tmp_path):
 
 def test_nothing_is_printed(tiny_folder, tmp_path, capfd):
     deploy.to_onnx(tiny_folder, tmp_path / "onnx")
-    deploy.to_gguf(tiny_folder, tmp_path / "t.gguf")
-    deploy.run_gguf(tmp_path / "t.gguf", "hi", max_new_tokens=2, context=64, threads=1)
+    deploy.to_gguf(tiny_folder, tmp_path / "plain.gguf")
+    deploy.run_gguf(tmp_path / "plain.gguf", "hi", max_new_tokens=2, context=64, threads=1)
     deploy.run_onnx(tmp_path / "onnx", "hi", max_new_tokens=2, context=64)
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")

@@ -14,6 +14,7 @@ from .distillation import (
     layer_influences,
     student_bars,
 )
+from .quantization import level_explorer, level_picture, outlier_columns, size_against_perplexity
 from .speculative import speculative_explorer, speculative_picture
 from .speed import cost_explorer, cost_picture, memory_bars, roofline_chart, speed_lines
 from .tokens import next_tokens, sampling_explorer, tokens_per_character
@@ -24,6 +25,7 @@ __all__ = [
     "cache_lines", "head_groups", "maps", "parameter_shares", "soft_cap_curves",
     "distillation_curves", "distillation_explorer", "distillation_terms", "growth_lines", "layer_influences", "student_bars",
     "filter_funnel", "pacing_curves", "run_losses",
+    "level_explorer", "level_picture", "outlier_columns", "size_against_perplexity",
     "speculative_explorer", "speculative_picture",
     "cost_explorer", "cost_picture", "memory_bars", "roofline_chart", "speed_lines",
     "next_tokens", "sampling_explorer", "tokens_per_character",
