@@ -43,6 +43,12 @@ def pictures():
              for method, precision in (("full", "fp32"), ("lora", "bf16"), ("qlora", "nf4"))},
             {"full": 2_500_000_000, "lora": 900_000_000, "qlora": 700_000_000}),
         "wasted_tokens": lambda: show.wasted_tokens({runtime.text(f"lesson06.{way}"): 0.5 for way in ("fixed", "packed")}),
+        "level_picture": lambda: show.level_picture(torch.randn(4, 64)),
+        "level_picture, even": lambda: show.level_picture(torch.randn(4, 64), "int", 3, 4096),
+        "outlier_columns": lambda: show.outlier_columns({"q_proj": torch.tensor([0.0, 1, 9]), "up_proj": torch.ones(4)}),
+        "size_against_perplexity": lambda: show.size_against_perplexity(pd.DataFrame(
+            {"file_mb": [269.0, 164, 145], "perplexity": [53.5, 53.9, 53.6], "tokens_per_second": [27.0, 18, 93]},
+            index=["bf16", "int8", "Q8_0"])),
         "layer_influences": lambda: show.layer_influences([1.0, 0.1, 0.03, 0.2], [0, 3]),
         "distillation_terms": lambda: show.distillation_terms(Letters(), torch.linspace(0, 3, 20), torch.zeros(20), 19),
         "student_bars": lambda: show.student_bars({text(f"lesson05.{way}"): [2.0, 1.9] for way in ("labels", "teacher")}),
@@ -94,6 +100,16 @@ def test_the_sampling_widget_redraws():
     before = bytes(image.value)
     control.value = 0.2
     assert bytes(image.value) != before
+
+
+def test_the_level_widget_redraws_for_every_control():
+    box = show.level_explorer(torch.randn(8, 64))
+    *controls, image = box.children
+    seen = {bytes(image.value)}
+    for control, value in zip(controls, ("int", 2, 16), strict=True):
+        control.value = value
+        seen.add(bytes(image.value))
+    assert len(seen) == 4
 
 
 def test_a_widget_carries_its_picture_for_viewers_without_a_kernel(monkeypatch):

@@ -85,12 +85,17 @@ def size_against_perplexity(table: DataFrame) -> Figure:
         table: a row for each method, with the columns of `comparison.COLUMNS`.
     """
     figure, (axes,) = subplots(9, 4.2)
+    width, height = (table[column].max() - table[column].min() for column in ("file_mb", "perplexity"))
     for method, row in table.iterrows():
         axes.plot(row.file_mb, row.perplexity, "o", color=COLOURS[0 if method == "bf16" else 1], zorder=2)
         label = text("show.quantization.dot", method=method, rate=f"{row.tokens_per_second:.0f}")
-        axes.annotate(label, (row.file_mb, row.perplexity), textcoords="offset points", xytext=(7, 3), fontsize=9)
+        right = table[(table.file_mb > row.file_mb) & (table.file_mb < row.file_mb + 0.3 * width)]
+        crowded = ((right.perplexity - row.perplexity).abs() < 0.05 * height).any()  # the label would meet another dot
+        axes.annotate(label, (row.file_mb, row.perplexity), textcoords="offset points", xytext=(7, -13 if crowded else 3),
+                      fontsize=9)
     axes.axhline(table.perplexity["bf16"], color="#999999", linewidth=0.8, linestyle="--", zorder=0)
     axes.set_xlabel(text("show.quantization.file"))
     axes.set_ylabel(text("show.quantization.perplexity"))
     axes.set_xlim(0.9 * table.file_mb.min(), 1.15 * table.file_mb.max())
+    axes.set_ylim(table.perplexity.min() - 0.12 * height, table.perplexity.max() + 0.06 * height)
     return figure
