@@ -17,7 +17,7 @@ import websocket  # comes with JupyterLab
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 PLACES = {
-    "darwin": ["/Applications/Google Chrome.app/Contents/MacOS/Google Chrome", "/Applications/Chromium.app/Contents/MacOS/Chromium"],
+    "darwin": [f"/Applications/{name}.app/Contents/MacOS/{name}" for name in ("Google Chrome", "Chromium", "Microsoft Edge")],
     "win32": [Path(os.environ.get(folder, "C:/")) / name for folder in ("PROGRAMFILES", "PROGRAMFILES(X86)", "LOCALAPPDATA")
               for name in ("Google/Chrome/Application/chrome.exe", "Microsoft/Edge/Application/msedge.exe")],
 }
@@ -35,7 +35,8 @@ class Chromium:
     def __init__(self, patience=60):
         self._profile = tempfile.TemporaryDirectory(prefix="slm-course-", ignore_cleanup_errors=True)
         self._process = subprocess.Popen(
-            [program(), "--headless=new", f"--user-data-dir={self._profile.name}", "--remote-debugging-port=0", "--no-first-run",
+            [program(), "--headless=new", f"--user-data-dir={self._profile.name}", "--remote-debugging-port=0",
+             "--no-first-run",
              "--no-sandbox",  # root has no sandbox in a container, and the page is ours
              "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
              "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", "about:blank"],
@@ -82,7 +83,7 @@ class Chromium:
         return self.value(f"document.getElementById({json.dumps(element)})?.innerText ?? ''")
 
     def wait(self, expression, seconds, failed="false"):
-        """Wait until an expression holds in the page; an AssertionError shows the page's text when it does not, or `failed` does."""
+        """Wait until an expression holds in the page; where it does not, or `failed` does, an error with the page's text."""
         deadline = time.monotonic() + seconds
         while not self.value(f"Boolean({expression})"):
             if self.value(f"Boolean({failed})") or time.monotonic() > deadline:
