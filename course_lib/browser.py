@@ -16,6 +16,7 @@ Sources:
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import threading
@@ -129,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         with file:
             self.send_response(200)
             self.send_header("Content-Type", _TYPES.get(path.suffix, "application/octet-stream"))
-            self.send_header("Content-Length", str(path.stat().st_size))
+            self.send_header("Content-Length", str(os.fstat(file.fileno()).st_size))
             self.end_headers()
             if self.command == "GET":
                 shutil.copyfileobj(file, self.wfile, 1 << 20)

@@ -32,14 +32,14 @@ def program():
 class Chromium:
     """One browser with one tab; it reaches nothing but this machine."""
 
-    def __init__(self, patience=60):
+    def __init__(self, patience=60, *options):
         self._profile = tempfile.TemporaryDirectory(prefix="slm-course-", ignore_cleanup_errors=True)
         self._process = subprocess.Popen(
             [program(), "--headless=new", f"--user-data-dir={self._profile.name}", "--remote-debugging-port=0",
              "--no-first-run",
              "--no-sandbox",  # root has no sandbox in a container, and the page is ours
              "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-             "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", "about:blank"],
+             "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", *options, "about:blank"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             self._socket, self._last = self._connect(patience), 0

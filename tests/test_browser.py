@@ -298,7 +298,7 @@ def test_the_page_has_every_text_in_both_languages():
         assert sorted(re.findall(r"\{\w+\}", pair["en"])) == sorted(re.findall(r"\{\w+\}", pair["ko"]))
         assert key == "example" or re.search("[가-힣]", pair["ko"])
     html, page, worker = [(browser.PAGE / name).read_text("utf-8") for name in ("index.html", "page.js", "worker.js")]
-    used = set(re.findall(r'data-text="(\w+)"', html)) | set(re.findall(r'(?:words\(|status: \[|status = \[)"(\w+)"', page))
+    used = set(re.findall(r'data-text="(\w+)"', html)) | set(re.findall(r'(?:words\(|state\.\w+ = \[|status: \[)"(\w+)"', page))
     kinds = {key.removeprefix("error.") for key in texts if key.startswith("error.")}
     assert used == {key for key in texts if not key.startswith("error.")}
     assert all(f'"{kind}"' in worker for kind in kinds) and set(re.findall(r'Problem\("(\w+)"', worker)) <= kinds
@@ -392,6 +392,16 @@ def test_the_language_changes_without_loading_again(page):
     assert page.text("ask") == "Ask"
 
 
+def shown_error(model, modules, break_it, *options):
+    """What the page says when something is wrong from the start."""
+    with browser.serve_page(model, modules=modules) as address, chromium.Chromium(PATIENCE, *options) as tab:
+        break_it()
+        tab.open(f"{address}?lang=en")
+        tab.wait("document.getElementById('error')?.innerText", PATIENCE)
+        assert tab.value("document.getElementById('ask').disabled && document.getElementById('progress').hidden")
+        return tab.text("error")
+
+
 @pytest.mark.parametrize("name, words", [
     ("model/model.onnx.data", "A file of the model is missing"),
     ("modules/onnxruntime-web/dist/ort-wasm-simd-threaded.wasm", "A file of the JavaScript packages is missing"),
@@ -401,9 +411,18 @@ def test_the_page_says_which_file_is_missing(fake_model, modules, tmp_path, name
     os.rename(fake_model, tmp_path / "model")
     for json_file in ("genai_config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "model" / json_file).write_text('{"model": {"decoder": {"filename": "model.onnx"}}}', encoding="utf-8")
-    with browser.serve_page(tmp_path / "model", modules=tmp_path / "modules") as address, chromium.Chromium(PATIENCE) as tab:
-        (tmp_path / name).unlink()
-        tab.open(f"{address}?lang=en")
-        tab.wait("document.getElementById('error')?.innerText", PATIENCE)
-        assert words in tab.text("error") and name.rpartition("/")[2] in tab.text("error")
-        assert tab.value("document.getElementById('ask').disabled")
+    error = shown_error(tmp_path / "model", tmp_path / "modules", (tmp_path / name).unlink)
+    assert words in error and name.rpartition("/")[2] in error
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "genai_config.json"])
+def test_the_page_says_which_file_is_damaged(onnx, modules, tmp_path, name):
+    shutil.copytree(onnx, tmp_path / "model")
+    damaged = tmp_path / "model" / name
+    error = shown_error(tmp_path / "model", modules, lambda: damaged.write_bytes(damaged.read_bytes()[:1000]))
+    assert error.startswith("A file of the model is missing or incomplete: ")
+
+
+def test_the_page_says_when_memory_is_short(onnx, modules):
+    error = shown_error(onnx, modules, lambda: None, "--js-flags=--wasm-max-mem-pages=1000")  # of 64 KiB
+    assert error.startswith("The browser has not enough memory for this model.")

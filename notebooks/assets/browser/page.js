@@ -28,7 +28,7 @@ function draw() {
   at("progress").hidden = state.ready || state.error !== null;
   at("error").hidden = state.error === null;
   if (state.error) at("error").textContent = words(`error.${state.error.kind}`, state.error);
-  at("figures").textContent = state.figures ? words("figures", state.figures) : "";
+  at("figures").textContent = state.figures ? words(...state.figures) : "";
   at("ask").disabled = !state.ready || state.busy;
   at("stop").disabled = !state.busy;
 }
@@ -49,13 +49,15 @@ const on = {
     state.ready = true;
   },
   prompt({ rendered, ids }) {
+    at("result").hidden = false;
     at("rendered").textContent = rendered;
     at("prompt-ids").textContent = ids.join(" ");
+    state.figures = ["reading", { count: ids.length }];
   },
   token({ text, ids, first, rate }) {
     at("answer").textContent = text.trimStart();
     at("answer-ids").textContent = ids.join(" ");
-    state.figures = { first: first.toFixed(2), rate: rate.toFixed(1), count: ids.length };
+    state.figures = ["figures", { first: first.toFixed(2), rate: rate.toFixed(1), count: ids.length }];
   },
   done() {
     state.busy = false;
@@ -91,7 +93,7 @@ at("form").onsubmit = (event) => {
   state.busy = true;
   state.error = state.figures = null;
   for (const id of ["answer", "rendered", "prompt-ids", "answer-ids"]) at(id).textContent = "";
-  at("result").hidden = false;
+  at("result").hidden = true;
   worker.postMessage({ type: "ask", limit: at("limit").valueAsNumber, messages: [{ role: "user", content: at("prompt").value }] });
   draw();
 };

@@ -54,16 +54,21 @@ async function load(threads) {
   ort.env.wasm.numThreads = self.crossOriginIsolated ? threads : 1;
   ort.env.wasm.wasmPaths = new URL("modules/onnxruntime-web/dist/", self.location.href).href;
   ort.env.wasm.wasmBinary = wasm.buffer;
-  const session = await ort.InferenceSession.create(graph, {
-    executionProviders: ["wasm"],
-    externalData: [{ path: `${decoder.filename}.data`, data: weights }],
-  });
+  const session = await build(ort, graph, [{ path: `${decoder.filename}.data`, data: weights }]);
   const ends = [config.model.eos_token_id].flat();
   self.postMessage({ type: "ready", seconds: (performance.now() - begin) / 1000, threads: ort.env.wasm.numThreads });
   return {
     ort, session, decoder, ends, special: tokenizerConfig, template: new Template(template),
     tokenizer: new Tokenizer(tokenizerJson, tokenizerConfig), context: Math.min(CONTEXT, config.model.context_length),
   };
+}
+
+async function build(ort, graph, externalData) {
+  try {
+    return await ort.InferenceSession.create(graph, { executionProviders: ["wasm"], externalData });
+  } catch (error) {
+    throw kindOf(error) === "memory" ? error : new Problem("model", error.message);
+  }
 }
 
 async function module(path) {
@@ -109,7 +114,13 @@ async function get(path, kind) {
   return response;
 }
 
-const json = async (name) => (await get(`model/${name}`, "model")).json();
+const json = async (name) => {
+  try {
+    return JSON.parse(await text(name));
+  } catch (error) {
+    throw error instanceof SyntaxError ? new Problem("model", `${name}: ${error.message}`) : error;
+  }
+};
 const text = async (name) => (await get(`model/${name}`, "model")).text();
 
 // ---- answering -------------------------------------------------------------------------------------------------------
