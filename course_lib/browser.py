@@ -20,6 +20,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -72,7 +73,7 @@ def serve_page(onnx_folder: str | Path, *, modules: str | Path | None = None, po
     that ends here, such as `ssh -L`).
 
     Args:
-        onnx_folder: what `deploy.to_onnx` wrote; precision "int4" for a download of a sixth of "fp32".
+        onnx_folder: what `deploy.to_onnx` wrote; "int4" is the smaller download, "fp32" decodes faster in WebAssembly.
         modules: a folder with the npm packages, laid out as `node_modules` is; by default what `fetch_modules` gives.
         port: 0 takes a free one.
 
@@ -118,9 +119,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """A file of `routes`; nothing else exists, so that no path leads out."""
+        # by any other name for this machine, a foreign page could have its own requests answered (DNS rebinding)
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
         path = self.routes.get(unquote(urlsplit(self.path).path)) if host in (HOST, "localhost") else None
-        try:  # by any other name for this machine, a foreign page could have its own requests answered (DNS rebinding)
+        try:
             file = open(path, "rb") if path else None
         except OSError:
             file = None
@@ -163,7 +165,8 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(args.model) if args.model else export_model()
         with serve_page(folder, modules=args.modules, port=args.port) as address:
             print(text("browser.serving", address=f"{address}?lang={language()}"), flush=True)
-            threading.Event().wait()
+            while True:
+                time.sleep(1)  # under Windows Ctrl-C does not end a wait without a limit
     except KeyboardInterrupt:
         print()
         return 0
