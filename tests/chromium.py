@@ -13,7 +13,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-import websocket  # comes with JupyterLab
+import websocket
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 PLACES = {
