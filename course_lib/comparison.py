@@ -71,6 +71,7 @@ def figures(name: str | Path, method: str, texts: Sequence[str] | None = None) -
         elif method == ONNX:
             model, tokenizer = loading.load(name)
             to_onnx(model, folder, tokenizer=tokenizer)
+            model.config.save_pretrained(folder)  # for the number of parameters
         else:
             quantize(name, method, folder=folder)
         held_out.write_text(json.dumps(list(load_corpus("en", "test")["text"] if texts is None else texts)), encoding="utf-8")

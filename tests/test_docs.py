@@ -77,6 +77,7 @@ def korean_prose():
                     yield f"{path.name} {cell.id}", cell.source
     yield "README.ko.md", READMES["ko"].read_text("utf-8")
     strings = json.loads((ROOT / "course_lib" / "strings.json").read_text("utf-8"))
+    strings |= json.loads((ROOT / "notebooks" / "assets" / "browser" / "texts.json").read_text("utf-8"))
     yield from ((key, texts["ko"]) for key, texts in strings.items())
     catalog = json.loads((ROOT / "data" / "catalog.json").read_text("utf-8"))
     yield from ((entry["id"], entry["note"]["ko"]) for entry in catalog["models"] if entry["note"])

@@ -89,10 +89,10 @@ def imported_modules():
 
 def test_every_import_is_a_declared_dependency():
     """A package that only happens to be installed here is missing on a learner's machine."""
-    modules = {"scikit-learn": "sklearn", "pyyaml": "yaml"}
+    modules = {"scikit-learn": "sklearn", "pyyaml": "yaml", "websocket-client": "websocket"}
     declared = {canonicalize_name(one.name) for one in requirements()}
     declared = {modules.get(name, name.replace("-", "_")) for name in declared}
-    own = {"course", "course_lib", "google", "conftest"}  # google.colab is Colab's own
+    own = {"course", "course_lib", "google", "conftest", "chromium"}  # google.colab is Colab's own
     unknown = {name: path.name for name, path in imported_modules().items()
                if name.lower() not in declared | own and name not in sys.stdlib_module_names}
     assert not unknown, f"missing in pyproject.toml: {unknown}"
