@@ -122,13 +122,13 @@ def onnx_loss(folder: Path, rows: Sequence[Sequence[int]]) -> float:
     import torch
 
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    about = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]
+    empty = np.zeros((1, about["num_key_value_heads"], 0, about["head_size"]), np.float32)
     total = count = 0
     for row in rows:
         ids = np.array([row])
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        for entry in session.get_inputs():
-            if entry.name.startswith("past_key_values"):
-                feed[entry.name] = np.zeros((1, entry.shape[1], 0, entry.shape[3]), np.float32)
+        feed |= {entry.name: empty for entry in session.get_inputs() if entry.name.startswith("past_key_values")}
         logits = torch.from_numpy(session.run(["logits"], feed)[0][0, :-1])
         total += float(torch.nn.functional.cross_entropy(logits.float(), torch.tensor(row[1:]), reduction="sum"))
         count += len(row) - 1
