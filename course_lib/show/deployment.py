@@ -45,6 +45,10 @@ def mapping_bars(figures: Mapping[str, pd.DataFrame]) -> Figure:
     figure, (axes,) = subplots(9, 0.62 * len(rows) + 1.2)
     axes.barh(range(len(rows)), own, 0.6, color=COLOURS[1], label=text("show.mapping.own"))
     axes.barh(range(len(rows)), shared, 0.6, left=own, color=COLOURS[0], label=text("show.mapping.file"))
+    for place, (mine, theirs) in enumerate(zip(own, shared, strict=True)):
+        axes.text(mine / 2, place, f"{mine:.0f}", ha="center", va="center", color="white", fontsize=9)
+        if theirs > 0.1 * (mine + theirs):
+            axes.text(mine + theirs / 2, place, f"{theirs:.0f}", ha="center", va="center", color="white", fontsize=9)
     axes.plot([row.open_mb for _, row in rows], range(len(rows)), "|", color="black", markersize=24, markeredgewidth=2,
               label=text("show.mapping.opened"))
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=9)
