@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from .exporting import need_package, replacing
 from .runners import Answer, Prompt, Runner, read_prompt
-from .runtime import no_native_logs
+from .runtime import silenced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,7 +73,7 @@ class ExecutorchModel(Runner):
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {str(path)!r}")
         try:
-            with no_native_logs():  # XNNPACK looks for an ARM processor, and reports that there is none
+            with silenced():  # XNNPACK looks for an ARM processor, and reports that there is none
                 self._program = Runtime.get().load_program(path, verification=Verification.InternalConsistency)
                 self._forward = self._program.load_method("forward")
         except (RuntimeError, KeyError) as error:

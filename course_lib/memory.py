@@ -11,13 +11,14 @@ section 4.1), for RMSNorm, rotary embeddings and SwiGLU; quantization cost after
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import catalog
-from .runtime import check_choice, no_native_logs, profile
+from .runtime import check_choice, profile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -147,14 +148,27 @@ def peak_bytes() -> Iterator[Peak]:
         yield found
         found.bytes = torch.cuda.max_memory_allocated() - before
         return
-    with no_native_logs(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU],
-                                                  profile_memory=True) as record:
+    with _no_native_logs(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU],
+                                                   profile_memory=True) as record:
         yield found
     events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
         found.bytes = max(found.bytes, held)
+
+
+@contextmanager
+def _no_native_logs() -> Iterator[None]:
+    """The profiler's C++ side writes to the process's stderr; Python's own stderr in a notebook is another."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def measured_bytes(model: PreTrainedModel) -> int:

@@ -140,19 +140,6 @@ def silenced() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def no_native_logs() -> Iterator[None]:
-    """Keep what C++ code writes to the process's stderr; Python's own stderr in a notebook is another."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
 def write_json(path: Path, content: dict, indent: int = 1) -> None:
     """Write a JSON file under a temporary name, then rename: it is whole, or as it was."""
     part = path.with_name(path.name + ".part")

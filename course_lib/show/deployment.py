@@ -38,7 +38,7 @@ def mapping_bars(figures: Mapping[str, pd.DataFrame]) -> Figure:
     Args:
         figures: file → what `deploy.memory_map_figures` found, with the rows "mapped" and "read".
     """
-    rows = [(f"{name}\n{text(f'show.mapping.{way}')}", table.loc[way]) for name, table in figures.items()
+    rows = [(f"{name}, {text(f'show.mapping.{way}')}", table.loc[way]) for name, table in figures.items()
             for way in ("mapped", "read")]
     own = [row.used_mb if row.isna().anonymous_mb else row.anonymous_mb for _, row in rows]
     shared = [max(row.used_mb - mine, 0) for (_, row), mine in zip(rows, own, strict=True)]
