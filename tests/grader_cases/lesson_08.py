@@ -96,4 +96,4 @@ WRONG = [
     ("08.3", slower_alone, "check.08.3.rate"),
 ]
 # pieces of the reference solutions that no hint may hold
-SOLUTION = r"unpack|from_bytes|<I|\* scale|@ shift|1 /|reversed|\[-"
+SOLUTION = r"unpack|from_bytes|<I|\* scale|@ shift|1 /|reversed"
