@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from .exporting import need_package, replacing
 from .runners import Answer, Prompt, Runner, read_prompt
+from .runtime import silenced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,8 +73,9 @@ class ExecutorchModel(Runner):
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {str(path)!r}")
         try:
-            self._program = Runtime.get().load_program(path, verification=Verification.InternalConsistency)
-            self._forward = self._program.load_method("forward")
+            with silenced():  # XNNPACK looks for an ARM processor, and reports that there is none
+                self._program = Runtime.get().load_program(path, verification=Verification.InternalConsistency)
+                self._forward = self._program.load_method("forward")
         except (RuntimeError, KeyError) as error:
             raise OSError(f"{str(path)!r} is no ExecuTorch program, or it is damaged: {error}") from error
         self._tokenizer = tokenizer

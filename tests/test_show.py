@@ -11,6 +11,8 @@ from course_lib.show import canvas
 from course_lib.speculative import SpeculativeStep
 
 STEPS = (SpeculativeStep((1, 2, 3), 3, 4), SpeculativeStep((5, 6, 7), 1, 8), SpeculativeStep((9, 10), 2, None))
+MAPPING = pd.DataFrame({"open_s": [0.1, 0.2], "open_mb": [1.0, 150.0], "used_mb": [150.0, 150.0], "anonymous_mb": [5.0, 150.0]},
+                       index=["mapped", "read"])
 
 
 class Letters:
@@ -57,6 +59,10 @@ def pictures():
         "growth_lines": lambda: show.growth_lines(
             [{"step": step, "tokens": tokens, "seconds": tokens / 500, "bytes": tokens * 2e6}
              for step in ("distillation", "fine_tuning") for tokens in (256, 1024, 4096)]),
+        "near_ties": lambda: show.near_ties([0.0, 0.2, 3.0], {"Q8_0": [0.2], "ONNX int4": []}),
+        "mapping_bars": lambda: show.mapping_bars({"a.gguf": MAPPING, "where the system does not tell": MAPPING.assign(
+            anonymous_mb=float("nan"))}),
+        "layer_split": lambda: show.layer_split([10.0, 12.0, 15.0, 20.0], 2),
         "roofline_chart": lambda: show.roofline_chart(
             roofline.roofline("smollm2-135m", "fp32", device=decode.devices()["t4"]), {"decode": (0.5, 1e11)}),
         "speculative_picture": lambda: show.speculative_picture(STEPS, Letters(), 2),
