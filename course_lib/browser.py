@@ -7,7 +7,6 @@ anything.
 
     python -m course_lib.browser [--lang ko]    export, fetch, serve; Ctrl-C ends it
 
-Shown in lesson 08.
 
 Sources:
     https://onnxruntime.ai/docs/tutorials/web/, …/web/env-flags-and-session-options.html (threads)
