@@ -7,7 +7,6 @@ anything.
 
     python -m course_lib.browser [--lang ko]    export, fetch, serve; Ctrl-C ends it
 
-
 Sources:
     https://onnxruntime.ai/docs/tutorials/web/, …/web/env-flags-and-session-options.html (threads)
     https://web.dev/articles/coop-coep, https://developer.mozilla.org/docs/Web/HTTP/Guides/CSP (the headers)
