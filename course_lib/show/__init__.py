@@ -14,7 +14,7 @@ from .distillation import (
     layer_influences,
     student_bars,
 )
-from .speculative import speculative_explorer, speculative_picture
+from .speculative import speculative_explorer, speculative_picture, verification_bars
 from .speed import cost_explorer, cost_picture, memory_bars, roofline_chart, speed_lines
 from .tokens import next_tokens, sampling_explorer, tokens_per_character
 from .training import training_memory, wasted_tokens
@@ -24,7 +24,7 @@ __all__ = [
     "cache_lines", "head_groups", "maps", "parameter_shares", "soft_cap_curves",
     "distillation_curves", "distillation_explorer", "distillation_terms", "growth_lines", "layer_influences", "student_bars",
     "filter_funnel", "pacing_curves", "run_losses",
-    "speculative_explorer", "speculative_picture",
+    "speculative_explorer", "speculative_picture", "verification_bars",
     "cost_explorer", "cost_picture", "memory_bars", "roofline_chart", "speed_lines",
     "next_tokens", "sampling_explorer", "tokens_per_character",
     "training_memory", "wasted_tokens",
