@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 from .grading import Hint, call, grader, numbers, shown
 
@@ -45,7 +46,7 @@ def _floats(result: object, size: int) -> list[float] | None:
     """The answer (a list, tuple, array or tensor) as floats, or None where it is something else."""
     try:
         values = [float(value) for value in result]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # RuntimeError: a tensor of complex numbers
         return None
     return values if len(values) == size else None
 
@@ -58,13 +59,22 @@ def _best_k(answer: object) -> Hint:
         result, hint = call(answer, alpha, cost, largest)
         if hint:
             return hint
-        given = {"arguments": shown((alpha, cost, largest)), "result": result}
-        if isinstance(result, bool) or not isinstance(result, int):
+        k = _whole(result)
+        if k is None:
             return "check.09.3.whole", {"type": type(result).__name__}
-        if not 0 <= result <= largest:
+        given = {"arguments": shown((alpha, cost, largest)), "result": k}
+        if not 0 <= k <= largest:
             return "check.09.3.range", given
-        gains = [sum(alpha**token for token in range(k + 1)) / (k * cost + 1) for k in range(largest + 1)]
+        gains = [sum(alpha**token for token in range(n + 1)) / (n * cost + 1) for n in range(largest + 1)]
         best = gains.index(max(gains))
-        if result != best:
+        if k != best:
             return "check.09.3.zero" if best == 0 else "check.09.3", given
     return None
+
+
+def _whole(result: object) -> int | None:
+    """A whole number, of Python, numpy or torch, or None."""
+    try:
+        return None if isinstance(result, bool) else operator.index(result)
+    except TypeError:
+        return None
