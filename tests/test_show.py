@@ -66,6 +66,7 @@ def pictures():
         "roofline_chart": lambda: show.roofline_chart(
             roofline.roofline("smollm2-135m", "fp32", device=decode.devices()["t4"]), {"decode": (0.5, 1e11)}),
         "speculative_picture": lambda: show.speculative_picture(STEPS, Letters(), 2),
+        "verification_bars": lambda: show.verification_bars(["a", "b", "c"], [0.5, 0.2, 0.3], [0.2, 0.6, 0.2]),
         "tokens_per_character": lambda: show.tokens_per_character(table),
     }
 
@@ -141,6 +142,14 @@ def test_a_speculative_step_shows_what_was_kept_what_was_not_and_what_came_inste
     assert words(figures[1]) == ([*first, ("F", kept), ("G", rejected), ("H", rejected), ("I", own)], 2 + 1)
     assert words(figures[2]) == ([*first, ("F", kept), ("I", own), ("J", kept), ("K", kept)], 0 + 1)
     assert "1 of 3 drafted tokens kept. 6 tokens so far, in 2 passes" in figures[1].texts[-4].get_text()
+
+
+def test_what_verification_lets_through_adds_up_to_the_target():
+    p, q = [0.5, 0.2, 0.3], [0.2, 0.6, 0.2]
+    _, right = show.verification_bars(["a", "b", "c"], p, q).axes
+    kept, drawn = ([bar.get_height() for bar in bars] for bars in right.containers)
+    assert kept == pytest.approx([0.2, 0.2, 0.2])
+    assert [a + b for a, b in zip(kept, drawn, strict=True)] == pytest.approx(p)
 
 
 def test_a_long_speculative_text_keeps_its_end_and_plain_dollars():

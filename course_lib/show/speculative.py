@@ -1,4 +1,4 @@
-"""Pictures of lesson 09: what a draft proposed, what the target kept, and what it put in place."""
+"""Pictures of lesson 09: two distributions and what verification makes of them; what a draft proposed and the target kept."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -34,6 +34,27 @@ def speculative_picture(steps: Sequence[SpeculativeStep], tokenizer, number: int
     place = LEFT
     for kind in KINDS:
         place = _put(figure, place, 0.04, text(f"show.speculative.{kind}"), kind, fontsize=9) + 0.03
+    return figure
+
+
+def verification_bars(words: Sequence[str], p: Sequence[float], q: Sequence[float]) -> Figure:
+    """The target's p and the draft's q over a few words; and p again, as kept drafts plus what rejections are drawn from."""
+    figure, (left, right) = subplots(9, 3.4, columns=2)
+    places = range(len(words))
+    for offset, shares, key in ((-0.2, q, "draft"), (0.2, p, "target_p")):
+        left.bar([place + offset for place in places], shares, 0.38, label=text(f"show.speculative.{key}"),
+                 color="#999999" if key == "draft" else COLOURS[1])
+    kept = [min(a, b) for a, b in zip(p, q, strict=True)]
+    right.bar(places, kept, 0.6, color=KINDS["accepted"], label=text("show.speculative.kept"))
+    right.bar(places, [a - b for a, b in zip(p, kept, strict=True)], 0.6, bottom=kept, color=KINDS["target"],
+              label=text("show.speculative.residual"))
+    left.set_title(text("show.speculative.both"), fontsize=11)
+    right.set_title(text("show.speculative.sum"), fontsize=11)
+    for axes in (left, right):
+        axes.set_xticks(list(places), words)
+        axes.set_ylim(0, 1.35 * max(*p, *q))
+        axes.legend(frameon=False, fontsize=9, loc="upper right")
+    left.set_ylabel(text("show.speculative.probability"))
     return figure
 
 
