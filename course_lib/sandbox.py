@@ -150,16 +150,14 @@ def _bubblewrap() -> str:
 def _command(means: dict[str, str], scratch: str, limits: dict[str, int]) -> list[str]:
     program, programs, readable = _python()
     command = [program, "-I", "-S", "-B", "-u", "-X", "utf8", "-c", Path(sandbox_child.__file__).read_text(encoding="utf-8")]
-    if os.name != "posix":
-        return [*command, "run"]
     landlock = (int(re.sub(r"\D", "", means["files"])), readable, programs, scratch) if "Landlock" in means["files"] else None
     limits = limits if means["processes"] else {**limits, "NPROC": 0}  # does not bind root
     settings = {"limits": limits, "landlock": landlock, "seccomp": bool(means["processes"])}
-    command += ["guard", marshal.dumps(settings).hex()]
+    command += ["guard", marshal.dumps(settings).hex()] if os.name == "posix" else ["run"]
     if means["files"] == "bubblewrap":
         binds = [word for path in [*readable, *programs] for word in ("--ro-bind", path, path)]
         command = [_bubblewrap(), "--unshare-all", "--die-with-parent", *binds, "--dev-bind", os.devnull, os.devnull,
-                   "--bind", scratch, scratch, "--chdir", scratch, "--", *command]
+                   "--bind", scratch, scratch, "--chdir", scratch, "--remount-ro", "/", "--", *command]
     return command
 
 
@@ -198,16 +196,14 @@ class _Run:
         self.output, self.report = _Pipe(process.stdout, output_limit, self.news), _Pipe(process.stderr, 8192, self.news)
 
     def finish(self, payload: bytes, number: bytes) -> RunResult:
-        begin = time.monotonic()
         try:
             with contextlib.suppress(OSError):  # it did not start; its report says why
                 self.process.stdin.write(payload)
                 self.process.stdin.close()
-            reason, begin = self._watch(begin)
+            reason, begin = self._watch()
         finally:
             self._kill()
-        seconds = time.monotonic() - begin
-        report = self.report.data
+        seconds, report, reason = time.monotonic() - begin, self.report.data, reason or self._excess()
         if report[:1] != b"+":
             raise RuntimeError(f"the sandbox did not start: {report.decode(errors='replace').strip() or reason or 'no report'}")
         passed = not reason and self.process.returncode == 0 and report == b"+" + number
@@ -216,17 +212,16 @@ class _Run:
         text = codecs.getincrementaldecoder("utf-8")("replace").decode(self.output.data)  # without a character cut in two
         return RunResult(passed, text.replace(os.linesep, "\n"), reason, seconds, self.means)
 
-    def _watch(self, begin: float) -> tuple[str, float]:
+    def _watch(self) -> tuple[str, float]:
         """Wait for the end, or for a limit; (the limit, when the code started)."""
-        ready = False
+        begin, ready = time.monotonic(), False
         while True:
             self.news.wait(_TICK)
             self.news.clear()
             if self.output.ended and self.report.ended or self.process.poll() is not None:
                 with contextlib.suppress(subprocess.TimeoutExpired):  # it closed its pipes and runs on
                     self.process.wait(_TICK)
-                    self.output.join(2), self.report.join(2)
-                    return self._excess(), begin
+                    return "", begin
             now = time.monotonic()
             if not ready and self.report.data:
                 ready, begin = True, now
@@ -253,8 +248,7 @@ class _Run:
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
-        for pipe in (self.output, self.report):
-            pipe.join(2)
+        self.output.join(2), self.report.join(2)
 
 
 def _ending(status: int) -> str:
