@@ -43,7 +43,7 @@ def number(text: str) -> Fraction | None:
     "영하" and "3만 5천" are read.
     """
     text = _plain(text)
-    explicit = [text.rpartition("####")[2]] if "####" in text else []
+    explicit = [_statement(text.rpartition("####")[2])] if "####" in text else []
     explicit += list(_boxes(text))[-1:] + list(_marked(text))[::-1]
     for part in (*explicit, text):
         found = list(_numbers(part))
@@ -60,6 +60,11 @@ def _plain(text: str) -> str:
     return re.sub(r"\\(?=[$%])", "", text)
 
 
+def _statement(text: str) -> str:
+    """Up to the end of the sentence or line; unlike for `filters.sentences`, "42." is a sentence, and no head of a list."""
+    return re.split(r"[.!?。](?=\s|$)|\n", text.lstrip(), maxsplit=1)[0]
+
+
 def _boxes(text: str) -> Iterator[str]:
     r"""The contents of each \boxed{…}, with braces inside."""
     for start in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
@@ -73,7 +78,7 @@ def _boxes(text: str) -> Iterator[str]:
 def _marked(text: str) -> Iterator[str]:
     """What each "the answer is" or "정답은" announces: in English up to the first number, in Korean the whole sentence."""
     for marker in _MARKER.finditer(text):
-        first = (sentences(text[marker.end():].lstrip(" *:=_\n")) or [""])[0]
+        first = _statement(text[marker.end():].lstrip(" *:=_\n"))
         if marker["en"] and "=" not in first:  # "The answer is 42 apples in 3 boxes."
             number_there = _NUMBER.search(first)
             first = first[:number_there.end()] if number_there else first

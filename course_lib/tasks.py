@@ -77,7 +77,7 @@ def score_code(doc: dict, results: Sequence[str]) -> dict[str, float]:
 
     tests = doc["tests"] if "tests" in doc else f"{doc['test']}\ncheck({doc['entry_point']})\n"  # ours, HumanEval's
     program = answers.code(doc["prompt"], results[0], doc["entry_point"])
-    return {"pass@1": float(run_untrusted(f"{program}\n{tests}", CODE_TIMEOUT).passed)}
+    return {"pass@1": float(run_untrusted(program, CODE_TIMEOUT, check=tests).passed)}
 
 
 # --- loading -----------------------------------------------------------------------------------------------------
