@@ -120,14 +120,14 @@ def choice(text: str, letters: str = "ABCD") -> int | None:
     one = rf"[(\[*\s]*(?:(?P<letter>{kinds})(?![A-Za-z'])|(?P<digit>[1-{len(letters)}])\s*번)"
     places = list(_boxes(text))[-1:] + [text[marker.end():] for marker in _MARKER.finditer(text)][::-1]
     for place in places:
-        found = re.match(one, re.sub(r"^\\text\s*\{", "", place.strip()), re.I)
+        found = re.match(one, re.sub(r"^\\text\s*\{", "", place.strip(" :*=_\n")), re.I)
         if found and not re.match(r"[a-z]\s+[a-z]", found.string[found.end() - 1:]):  # "The answer is a number"
             return _index(found, letters)
     found = re.match(rf"[(\[*\s]*(?P<letter>{kinds})(?:[)\].:*,]|\s*$|\s*\n|(?=[가-힣]))", text, re.I) or re.match(
         r"\s*(?P<letter>$^)?(?P<digit>[1-9])\s*번", text)
-    if found:
-        return _index(found, letters)
     named = {match.group(1) for match in re.finditer(rf"(?<![A-Za-z])\(?({kinds})\)", text)}
+    if found and not (len(named) > 1 and found["letter"] and found["letter"].upper() in named):  # "(A) or (B)"
+        return _index(found, letters)
     return letters.index(named.pop()) if len(named) == 1 else None
 
 

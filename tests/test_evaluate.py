@@ -128,7 +128,8 @@ def test_choices_are_the_likeliest(table, tiny):
     """Log-likelihoods computed here, without the harness."""
     rows = evaluate.answers(table)
     for index, doc in enumerate(tasks.read("choices.jsonl", "en")["test"].select(range(6))):
-        likelihoods = [log_likelihood(*tiny, f"Question: {doc['question']}\nAnswer:", f" {choice}") for choice in doc["choices"]]
+        prompt = f"Question: {doc['question']}\nAnswer:"
+        likelihoods = [log_likelihood(*tiny, prompt, f" {choice}") for choice in doc["choices"]]
         for metric, weights in (("acc", [1] * 4), ("acc_norm", [len(choice) for choice in doc["choices"]])):
             best = int(np.argmax([value / weight for value, weight in zip(likelihoods, weights, strict=True)]))
             row = rows[(rows["task"] == CHOICES) & (rows["metric"] == metric)].iloc[index]
@@ -233,7 +234,8 @@ def test_a_clear_difference_is_found():
 def test_the_interval_holds_the_truth_at_its_rate():
     """400 pairs of models that are equally good: some 95 % of the intervals hold 0, some 5 % of the p-values are below 0.05."""
     rng = np.random.default_rng(1)
-    found = [evaluate.paired_bootstrap(rng.random(100) < 0.5, rng.random(100) < 0.5, samples=1000, seed=run) for run in range(400)]
+    pairs = [(rng.random(100) < 0.5, rng.random(100) < 0.5) for _ in range(400)]
+    found = [evaluate.paired_bootstrap(a, b, samples=1000, seed=run) for run, (a, b) in enumerate(pairs)]
     assert 0.915 < np.mean([one.low <= 0 <= one.high for one in found]) < 0.985
     assert 0.015 < np.mean([one.p_value < 0.05 for one in found]) < 0.085
 
@@ -261,7 +263,8 @@ def test_the_bootstrap_repeats_itself():
 
 
 @pytest.mark.parametrize("a, b, settings, message", [
-    ([1], [1, 0], {}, "scores_a has the shape"), ([], [], {}, "scores_a has the shape"), ([float("nan")], [1], {}, "rows of numbers"),
+    ([1], [1, 0], {}, "scores_a has the shape"), ([], [], {}, "scores_a has the shape"),
+    ([float("nan")], [1], {}, "rows of numbers"),
     ([1], [0], {"samples": 10}, "samples is 10"), ([1], [0], {"confidence": 1}, "confidence 1"),
 ])
 def test_the_bootstrap_refuses(a, b, settings, message):
