@@ -65,8 +65,9 @@ def test_no_question_is_asked_twice(lang):
     some = [asked(record, lang) for record in [*WORD_PROBLEMS, *FACTS, *CODE]]
     others = [text for split in ("train", "validation", "test") for text in data.load_qa(lang, split)["question"]]
     others += data.load_choices(lang)["question"]
-    found = filters.near_duplicates([*some, *others], threshold=0.6)
-    assert [group for group in found if group[0] < len(some)] == []
+    alike = [group for group in filters.near_duplicates([*some, *others], threshold=0.5) if group[0] < len(some)]
+    facts = range(len(WORD_PROBLEMS), len(WORD_PROBLEMS) + len(FACTS))  # "What is the capital of …?" may ask for several
+    assert [group for group in alike if not all(row in facts for row in group)] == []
     assert len({filters.normalise(text) for text in [*some, *others]}) == len(some) + len(others)
 
 
