@@ -150,8 +150,7 @@ def harness(
     training = model.training
     with _quiet_harness():
         try:
-            return _run(model, tokenizer, names, num_fewshot=num_fewshot, limit=limit, batch_size=batch_size,
-                        apply_chat_template=chat_template)
+            return _run(model, tokenizer, names, num_fewshot, batch_size, limit=limit, apply_chat_template=chat_template)
         finally:
             model.train(training)
 
@@ -164,19 +163,20 @@ def _check(names: list[str], num_fewshot: int | None, limit: int | None, batch_s
             raise ValueError(f"{argument} is {value}; it must be a whole number from {least}")
 
 
-def _run(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: list[str], **settings: object) -> DataFrame:
+def _run(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: list[str], num_fewshot: int | None, batch_size: int,
+    **settings: object,
+) -> DataFrame:
     import pandas as pd
 
     loaded = tasks.load(names)
-    from lm_eval import simple_evaluate  # after `load`, which says so if it is missing
+    prepared = tasks.prepare(loaded, num_fewshot, SEED)
+    from lm_eval import evaluate  # after `load`, which says so if it is missing
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
-    tasks.check_examples(loaded, settings["num_fewshot"])
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings["batch_size"])
-    found = simple_evaluate(
-        wrapped, tasks=loaded, task_manager=TaskManager(include_defaults=False), bootstrap_iters=1000, random_seed=SEED,
-        numpy_random_seed=SEED, torch_random_seed=SEED, fewshot_random_seed=SEED, **settings)
+    runtime.set_seed(SEED)
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    found = evaluate(wrapped, prepared, bootstrap_iters=1000, fewshot_as_multiturn=True, **settings)
     table = pd.DataFrame([row for one in loaded for row in tasks.rows(one, found)], columns=COLUMNS)
     table.attrs["answers"] = _Answers(row for name, some in found["samples"].items() for row in tasks.questions(name, some))
     return table

@@ -13,10 +13,9 @@ import json
 import math
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import TYPE_CHECKING
-from unittest.mock import patch
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -134,11 +133,16 @@ def _hub_as_it_is(needed: bool) -> Iterator[None]:
     import datasets
     import huggingface_hub
 
-    with ExitStack() as stack:
-        if needed and not getproxies() and not _reachable(huggingface_hub.constants.ENDPOINT):
-            stack.enter_context(patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True))
-            stack.enter_context(patch.object(datasets.config, "HF_HUB_OFFLINE", True))
+    places = (huggingface_hub.constants, datasets.config)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    if needed and not getproxies() and not _reachable(huggingface_hub.constants.ENDPOINT):
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+    try:
         yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
 
 
 def _reachable(address: str) -> bool:
@@ -157,12 +161,22 @@ def leaves(one: Task | Group) -> list[Task]:
     return one.get_all_tasks() if hasattr(one, "get_all_tasks") else [one]
 
 
-def check_examples(loaded: Sequence[Task | Group], num_fewshot: int | None) -> None:
-    """The harness would stop with an assertion of its own, or with a sample that is larger than its population."""
-    for task in (leaf for one in loaded for leaf in leaves(one)):
+def prepare(loaded: Sequence[Task | Group], num_fewshot: int | None, seed: int) -> dict[str, dict]:
+    """Set the examples of each task; the result is what `lm_eval.evaluate` takes: all tasks and all groups by name.
+
+    `lm_eval.simple_evaluate` does the same, but first spends seconds on asking the system about itself.
+    """
+    found = {task.task_name: task for one in loaded for task in leaves(one)}
+    for name, task in found.items():
         pool = len(task.sampler.df) - (task.fewshot_cfg.split == task.config.test_split) if hasattr(task, "sampler") else 0
-        if task.config.num_fewshot != 0 and (num_fewshot or 0) > pool:
-            raise ValueError(f"num_fewshot is {num_fewshot}, but task {task.task_name!r} has only {pool} examples")
+        usual = task.config.num_fewshot
+        if usual != 0 and (num_fewshot or 0) > pool:
+            raise ValueError(f"num_fewshot is {num_fewshot}, but task {name!r} has only {pool} examples")
+        if usual is None or usual and num_fewshot is not None:
+            task.set_config("num_fewshot", num_fewshot or 0)
+        task.set_fewshot_seed(seed)
+    groups = [group for one in loaded if hasattr(one, "get_all_groups") for group in (one, *one.get_all_groups())]
+    return {"tasks": found, "groups": {group.name: group for group in groups}}
 
 
 def rows(one: Task | Group, found: dict) -> Iterator[tuple]:
