@@ -1,5 +1,6 @@
 """Perplexity against its definition, the harness against scores computed here, the bootstrap against its promises."""
 import copy
+import json
 import math
 
 import numpy as np
@@ -175,13 +176,15 @@ def test_a_chat_template_makes_turns(tiny):
         evaluate.harness(tiny[0], plain, FACTS, limit=1, chat_template=True)
 
 
-def test_a_group_gives_its_total(tiny, monkeypatch):
+def test_a_group_gives_its_total(tiny, monkeypatch, tmp_path):
+    """As mmlu, whose subjects are tasks of their own."""
     from lm_eval.tasks import TaskManager
 
     both = {"group": "both", "task": [CHOICES, "course_choices_ko"],
             "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}]}
-    manager = TaskManager(include_path=str(tasks.data_dir() / "tasks"), include_defaults=False)
-    monkeypatch.setattr(tasks, "load", lambda names: [manager.load([both])["groups"]["both"]])
+    (tmp_path / "both.yaml").write_text(json.dumps(both), encoding="utf-8")
+    manager = TaskManager(include_path=[tasks.data_dir() / "tasks", tmp_path], include_defaults=False)
+    monkeypatch.setattr(tasks, "load", lambda names: list(manager.load(names)["groups"].values()))
     table = evaluate.harness(*tiny, "both", limit=5)
     assert table[["task", "metric", "questions"]].values.tolist() == [["both", "acc", 10]]
     found = [evaluate.scores(table, name, "acc") for name in both["task"]]
