@@ -13,9 +13,9 @@ _HOME = {
     "setup": "lessons", "check": "lessons",
 }
 _MODULES = (
-    "architectures", "browser", "calibration", "catalog", "comparison", "data", "decode", "deploy", "distill", "filters",
-    "finetune", "fused_loss", "lessons", "loading", "memory", "noise", "quantize", "roofline", "rounding", "runtime", "show",
-    "speculative", "synthesis", "training",
+    "architectures", "browser", "calibration", "catalog", "comparison", "data", "decode", "deploy", "distill", "evaluate",
+    "filters", "finetune", "fused_loss", "lessons", "loading", "memory", "noise", "quantize", "roofline", "rounding", "runtime",
+    "show", "speculative", "synthesis", "training",
 )
 
 __all__ = [*_HOME, *_MODULES]
