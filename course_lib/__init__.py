@@ -14,8 +14,8 @@ _HOME = {
 }
 _MODULES = (
     "architectures", "browser", "calibration", "catalog", "comparison", "data", "decode", "deploy", "distill", "filters",
-    "finetune", "fused_loss", "lessons", "loading", "memory", "noise", "quantize", "roofline", "rounding", "runtime", "show",
-    "speculative", "synthesis", "training",
+    "finetune", "fused_loss", "lessons", "loading", "memory", "noise", "quantize", "roofline", "rounding", "runtime",
+    "selection", "show", "speculative", "synthesis", "training",
 )
 
 __all__ = [*_HOME, *_MODULES]
