@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from . import runtime
 from .cards import ModelCard, contents, get, hub_facts, ids  # noqa: F401 - the catalog's names, whichever file holds them
-from .published import benchmarks  # noqa: F401
+from .published import benchmarks, measures  # noqa: F401
 
 if TYPE_CHECKING:
     import pandas

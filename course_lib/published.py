@@ -107,6 +107,25 @@ def benchmarks(lang: str | None = None) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=heads)
 
 
+def measures(lang: str | None = None) -> pandas.DataFrame:
+    """What the four benchmarks of that table measure, one a row: its content, test questions, standard error, paper.
+
+    The standard error is that of a score of 50 % on so many questions, 100 · sqrt(0.25 / n) percentage points: two models
+    closer than about twice that can't be told apart. Empty where the number of questions is not settled.
+
+    Args:
+        lang: as of `benchmarks`.
+    """
+    import pandas
+
+    with runtime.in_language(lang):
+        heads = [runtime.text(f"published.head.{key}") for key in ("benchmark", "what", "questions", "error", "paper")]
+        rows = [(name, entry["what"][runtime.language()], entry["questions"],
+                 entry["questions"] and round(50 / entry["questions"] ** 0.5, 1), entry["paper"])
+                for name, entry in published()["benchmarks"].items()]
+    return pandas.DataFrame(rows, columns=heads).astype({heads[2]: "Int64"})
+
+
 def _rows(entry: dict) -> list[tuple]:
     """Rows of one figure in circulation: one for each published figure, or one that says there is none."""
     name = published()["names"].get(entry["model"]) or cards.get(entry["model"]).name

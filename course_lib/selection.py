@@ -149,9 +149,10 @@ def _reach(card: ModelCard, conditions: Conditions) -> dict[str, str]:
 def _room(card: ModelCard, conditions: Conditions) -> dict[str, str]:
     precision = best_precision(card, conditions) or PRECISIONS[-1]
     parts = need(card, precision, conditions.context)
-    sizes = {name: getattr(parts, name) for name in ("weights", "cache", "spare", "total")}
+    sizes = {name: f"{getattr(parts, name) / 1e9:.2f}" for name in ("weights", "cache", "spare", "total")}
+    words = runtime.text("selection.parts.short" if conditions.context is None else "selection.parts.context", **sizes)
     limit = "" if conditions.memory_gb is None else f"{conditions.memory_gb:g}"
-    return {"precision": precision, "memory": limit} | {name: f"{size / 1e9:.2f}" for name, size in sizes.items()}
+    return {"precision": precision, "memory": limit, "parts": words} | sizes
 
 
 RULES = (

@@ -107,3 +107,5 @@ def test_the_data_card_names_every_file_and_counts_right():
     devices = json.loads((ROOT / "data" / "devices.json").read_text("utf-8"))["devices"]
     assert f"{len(catalog['models'])} models, {len(catalog['tasks'])} tasks" in card
     assert f"{len(devices)} devices" in card
+    benchmarks = json.loads((ROOT / "data" / "benchmarks.json").read_text("utf-8"))
+    assert f"{len(benchmarks['figures'])} figures, {len(benchmarks['circulated'])} in circulation" in card
