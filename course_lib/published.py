@@ -110,8 +110,8 @@ def benchmarks(lang: str | None = None) -> pandas.DataFrame:
 def measures(lang: str | None = None) -> pandas.DataFrame:
     """What the four benchmarks of that table measure, one a row: its content, test questions, standard error, paper.
 
-    The standard error is that of a score of 50 % on so many questions, 100 · sqrt(0.25 / n) percentage points: two models
-    closer than about twice that can't be told apart. Empty where the number of questions is not settled.
+    The standard error is that of a score of 50 % on so many questions, 100 · sqrt(0.25 / n) percentage points; the
+    difference of two independent scores has √2 times that. Empty where the number of questions is not settled.
 
     Args:
         lang: as of `benchmarks`.
