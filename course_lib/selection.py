@@ -88,9 +88,20 @@ class Rule:
         """The question, as the flowchart shows it."""
         return runtime.text(f"selection.question.{self.name}", **{tier: f"{size / 1e9:g}" for tier, size in TIERS.items()})
 
-    def words(self, kind: str, card: ModelCard, conditions: Conditions) -> str:
-        """ "yes", "no" or "need", said of a candidate in the language that is set."""
-        return runtime.text(f"selection.{kind}.{self.name}", model=card.load_id, **self.values(card, conditions))
+    def yes(self, card: ModelCard, conditions: Conditions) -> str:
+        """Why a candidate passes."""
+        return self._say(f"selection.yes.{self.name}", card, conditions)
+
+    def no(self, card: ModelCard, conditions: Conditions) -> str:
+        """Why it fails."""
+        return self._say(f"selection.no.{self.name}", card, conditions)
+
+    def need(self, card: ModelCard, conditions: Conditions) -> str:
+        """What it would take for this candidate, the nearest, when nothing passes."""
+        return self._say(f"selection.need.{self.name}", card, conditions)
+
+    def _say(self, key: str, card: ModelCard, conditions: Conditions) -> str:
+        return runtime.text(key, model=card.load_id, **self.values(card, conditions))
 
 
 @dataclass(frozen=True)
@@ -207,7 +218,7 @@ def recommend(
             return Recommendation(card.load_id, task, tier, precision, parts.weights / 1e9,
                                   _reasons(card, entry, conditions), tuple(rejected), parts.total / 1e9,
                                   _figures(card, entry))
-        rejected.append((card.load_id, stopped_by.words("no", card, conditions)))
+        rejected.append((card.load_id, stopped_by.no(card, conditions)))
     raise LookupError(_what_would_do(conditions))
 
 
@@ -215,7 +226,7 @@ def _reasons(card: ModelCard, entry: dict, conditions: Conditions) -> tuple[str,
     """The evidence for the task, each rule that was asked, and what else to know before loading the model."""
     lang = runtime.language()
     reasons = [f"{contents()['tasks'][conditions.task]['name'][lang]}: {entry['why'][lang]}"]
-    reasons += [rule.words("yes", card, conditions) for rule in RULES if rule.asked(conditions)]
+    reasons += [rule.yes(card, conditions) for rule in RULES if rule.asked(conditions)]
     if conditions.memory_gb is None:
         reasons.append(runtime.text("selection.weights", **_room(card, conditions)))
     if conditions.licence is None:
@@ -242,9 +253,9 @@ def _what_would_do(conditions: Conditions) -> str:
         alone = [cards[key] for key, rules in failed.items() if rules == [rule]]
         if alone:
             nearest = min(alone, key=lambda card: rule.distance(card, conditions))
-            lines.append(rule.words("need", nearest, conditions))
+            lines.append(rule.need(nearest, conditions))
     if len(lines) == 1:
         key = min(failed, key=lambda key: len(failed[key]))
-        problems = " ".join(rule.words("no", cards[key], conditions) for rule in failed[key])
+        problems = " ".join(rule.no(cards[key], conditions) for rule in failed[key])
         lines.append(runtime.text("selection.nearest", model=cards[key].load_id, problems=problems))
     return " ".join(lines)

@@ -41,7 +41,7 @@ def test_each_rule_decides_alone(name):
     failed = [rule for rule, passed in selection.judge(conditions)[catalog.get(before).id].items() if not passed]
     assert failed == [name]
     rule = selection.RULES[NAMES.index(name)]
-    assert dict(second.rejected)[first.model_id] == rule.words("no", catalog.get(before), conditions)
+    assert dict(second.rejected)[first.model_id] == rule.no(catalog.get(before), conditions)
 
 
 @pytest.mark.parametrize("name", NAMES[:-1])  # the memory chooses the precision as well
@@ -57,7 +57,7 @@ def test_words_are_in_the_language(name, lang):
     runtime.set_language(lang)
     common, asking, before, _ = ALONE[name]
     rule, conditions = selection.RULES[NAMES.index(name)], selection.Conditions(**common, **asking)
-    said = [rule.question, *(rule.words(kind, catalog.get(before), conditions) for kind in ("yes", "no", "need"))]
+    said = [rule.question, *(say(catalog.get(before), conditions) for say in (rule.yes, rule.no, rule.need))]
     assert len(set(said)) == 4 and all(bool(HANGUL.search(words)) == (lang == "ko") for words in said)
 
 
