@@ -51,13 +51,13 @@ class Figure:
 
 
 @lru_cache
-def published() -> dict:
+def published_data() -> dict:
     """The whole of `data/benchmarks.json`: "benchmarks" (what the four measure), "circulated" and "figures"."""
     return json.loads((runtime.data_dir() / "benchmarks.json").read_text(encoding="utf-8"))
 
 
 @lru_cache
-def figures(model_id: str, benchmark: str | None = None) -> tuple[Figure, ...]:
+def published_figures(model_id: str, benchmark: str | None = None) -> tuple[Figure, ...]:
     """The published figures of a model, perhaps of one benchmark only; the makers' own come first.
 
     Args:
@@ -66,27 +66,27 @@ def figures(model_id: str, benchmark: str | None = None) -> tuple[Figure, ...]:
     Raises:
         LookupError: unknown id.
     """
-    key = model_id if model_id in published()["names"] else cards.get(model_id).id
-    found = (Figure(**entry) for entry in published()["figures"]
+    key = model_id if model_id in published_data()["names"] else cards.get(model_id).id
+    found = (Figure(**entry) for entry in published_data()["figures"]
              if entry["model"] == key and benchmark in (None, entry["benchmark"]))
     return tuple(sorted(found, key=lambda figure: figure.by != "maker"))
 
 
-def cited(model_id: str, benchmark: str, source: str) -> Figure:
+def cited_figure(model_id: str, benchmark: str, source: str) -> Figure:
     """The figure that a candidate of the catalog rests on: from the candidate's own source, or else the first.
 
     Raises:
         LookupError: unknown id, or no such figure.
     """
-    found = sorted(figures(model_id, benchmark), key=lambda figure: figure.source != source)
+    found = sorted(published_figures(model_id, benchmark), key=lambda figure: figure.source != source)
     if not found:
         raise LookupError(f"no published figure of {model_id} for {benchmark!r}")
     return found[0]
 
 
-def verdict(model_id: str, benchmark: str, value: float) -> str:
+def circulated_verdict(model_id: str, benchmark: str, value: float) -> str:
     """ "right" where the model's makers published this value for it, in whichever version; otherwise "wrong"."""
-    known = {figure.value for figure in figures(model_id, benchmark) if figure.by == "maker"}
+    known = {figure.value for figure in published_figures(model_id, benchmark) if figure.by == "maker"}
     return "right" if value in known else "wrong"
 
 
@@ -103,7 +103,7 @@ def benchmarks(lang: str | None = None) -> pandas.DataFrame:
 
     with runtime.in_language(lang):
         heads = [runtime.text(f"published.head.{key}") for key in _HEADS]
-        rows = [row for entry in published()["circulated"] for row in _rows(entry)]
+        rows = [row for entry in published_data()["circulated"] for row in _rows(entry)]
     return pandas.DataFrame(rows, columns=heads)
 
 
@@ -122,18 +122,18 @@ def measures(lang: str | None = None) -> pandas.DataFrame:
         heads = [runtime.text(f"published.head.{key}") for key in ("benchmark", "what", "questions", "error", "paper")]
         rows = [(name, entry["what"][runtime.language()], entry["questions"],
                  entry["questions"] and round(50 / entry["questions"] ** 0.5, 1), entry["paper"])
-                for name, entry in published()["benchmarks"].items()]
+                for name, entry in published_data()["benchmarks"].items()]
     return pandas.DataFrame(rows, columns=heads).astype({heads[2]: "Int64"})
 
 
 def _rows(entry: dict) -> list[tuple]:
     """Rows of one figure in circulation: one for each published figure, or one that says there is none."""
-    name = published()["names"].get(entry["model"]) or cards.get(entry["model"]).name
-    judged = runtime.text(f"published.{verdict(entry['model'], entry['benchmark'], entry['value'])}")
+    name = published_data()["names"].get(entry["model"]) or cards.get(entry["model"]).name
+    judged = runtime.text(f"published.{circulated_verdict(entry['model'], entry['benchmark'], entry['value'])}")
     start = (name, entry["benchmark"], entry["value"], judged)
     remark = entry["note"][runtime.language()] if entry["note"] else ""
     found = [(figure.value, _version(figure), figure.setting or "", _measured_by(figure), figure.page[0])
-             for figure in figures(entry["model"], entry["benchmark"])]
+             for figure in published_figures(entry["model"], entry["benchmark"])]
     return [(*start, *row, remark) for row in found or [(None, "", "", "", "")]]
 
 

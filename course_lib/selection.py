@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from . import catalog, memory, runtime
 from .cards import ModelCard, contents, get
-from .published import Figure, cited
+from .published import Figure, cited_figure
 
 TIERS = {"best": 10e9, "budget": 4e9, "mobile": 2e9}  # at most so many parameters: a lower tier is never larger
 LICENCES = (None, "commercial", "open")
@@ -129,7 +129,7 @@ class Recommendation:
     figures: dict[str, Figure] = field(default_factory=dict, hash=False)
 
 
-def need(card: ModelCard, precision: str, context: int | None = None) -> Need:
+def memory_need(card: ModelCard, precision: str, context: int | None = None) -> Need:
     """Bytes of a model in a precision that answers within `context` tokens (None: a short one, inside the margin)."""
     if context is None:
         weights = catalog.weight_bytes(card.id, precision)
@@ -138,11 +138,11 @@ def need(card: ModelCard, precision: str, context: int | None = None) -> Need:
     return Need(estimate.weights, estimate.kv_cache, max(MARGIN * estimate.weights, estimate.activations))
 
 
-def best_precision(card: ModelCard, conditions: Conditions) -> str | None:
+def fitting_precision(card: ModelCard, conditions: Conditions) -> str | None:
     """The first of bf16, int8 and nf4 that fits in the memory, or None; bf16 without a limit."""
     limit = conditions.memory_gb
     return next((precision for precision in PRECISIONS
-                 if limit is None or need(card, precision, conditions.context).total <= limit * 1e9), None)
+                 if limit is None or memory_need(card, precision, conditions.context).total <= limit * 1e9), None)
 
 
 def _size(card: ModelCard, conditions: Conditions) -> dict[str, str]:
@@ -158,8 +158,8 @@ def _reach(card: ModelCard, conditions: Conditions) -> dict[str, str]:
 
 
 def _room(card: ModelCard, conditions: Conditions) -> dict[str, str]:
-    precision = best_precision(card, conditions) or PRECISIONS[-1]
-    parts = need(card, precision, conditions.context)
+    precision = fitting_precision(card, conditions) or PRECISIONS[-1]
+    parts = memory_need(card, precision, conditions.context)
     sizes = {name: f"{getattr(parts, name) / 1e9:.2f}" for name in ("weights", "cache", "spare", "total")}
     words = runtime.text("selection.parts.short" if conditions.context is None else "selection.parts.context", **sizes)
     limit = "" if conditions.memory_gb is None else f"{conditions.memory_gb:g}"
@@ -178,12 +178,12 @@ RULES = (
          lambda card, conditions: card.context >= conditions.context, _reach,
          lambda card, conditions: -card.context),
     Rule("memory", lambda conditions: conditions.memory_gb is not None,
-         lambda card, conditions: best_precision(card, conditions) is not None, _room,
-         lambda card, conditions: need(card, PRECISIONS[-1], conditions.context).total),
+         lambda card, conditions: fitting_precision(card, conditions) is not None, _room,
+         lambda card, conditions: memory_need(card, PRECISIONS[-1], conditions.context).total),
 )
 
 
-def judge(conditions: Conditions) -> dict[str, dict[str, bool]]:
+def judge_candidates(conditions: Conditions) -> dict[str, dict[str, bool]]:
     """Base id of each candidate → rule → whether it passes, for the rules that the conditions ask for."""
     asked = [rule for rule in RULES if rule.asked(conditions)]
     return {card.id: {rule.name: rule.passes(card, conditions) for rule in asked} for card, _ in conditions.candidates}
@@ -198,7 +198,7 @@ def recommend(
         task: "general_chat", "code", "reasoning", "korean", "multilingual", "rag", "summarization",
             "function_calling" or "edge".
         tier: an upper bound on parameters: "best" 10B, "budget" 4B, "mobile" 2B.
-        memory_gb: GB (10^9 bytes) for weights, cache and activations (see `need`); the precision is then the best of
+        memory_gb: GB (10^9 bytes) for weights, cache and activations (see `memory_need`); the precision is then the best of
             bf16, int8 and nf4 that fits. Without it the precision is bf16.
         licence: None, "commercial" (the licence permits commercial use) or "open" (Apache-2.0 or MIT).
         context: tokens of prompt and answer together that the model has to hold; None asks for no particular length.
@@ -213,8 +213,8 @@ def recommend(
         asked = [rule for rule in RULES if rule.asked(conditions)]
         stopped_by = next((rule for rule in asked if not rule.passes(card, conditions)), None)
         if stopped_by is None:
-            precision = best_precision(card, conditions)
-            parts = need(card, precision, context)
+            precision = fitting_precision(card, conditions)
+            parts = memory_need(card, precision, context)
             return Recommendation(card.load_id, task, tier, precision, parts.weights / 1e9,
                                   _reasons(card, entry, conditions), tuple(rejected), parts.total / 1e9,
                                   _figures(card, entry))
@@ -239,7 +239,7 @@ def _reasons(card: ModelCard, entry: dict, conditions: Conditions) -> tuple[str,
 
 def _figures(card: ModelCard, entry: dict) -> dict[str, Figure]:
     """What the catalog's evidence names, then the two facts of the card that rules test."""
-    found = {benchmark: cited(card.id, benchmark, entry["source"]) for benchmark in entry["figures"]}
+    found = {benchmark: cited_figure(card.id, benchmark, entry["source"]) for benchmark in entry["figures"]}
     return found | {fact: Figure(card.id, None, fact, getattr(card, fact), None, None, card.sources[fact])
                     for fact in ("parameters", "context")}
 
@@ -247,7 +247,8 @@ def _figures(card: ModelCard, entry: dict) -> dict[str, Figure]:
 def _what_would_do(conditions: Conditions) -> str:
     """For each rule that alone stops a candidate, what it would take; or the candidate that fails the fewest."""
     cards = {card.id: card for card, _ in conditions.candidates}
-    failed = {key: [rule for rule in RULES if not passed.get(rule.name, True)] for key, passed in judge(conditions).items()}
+    failed = {key: [rule for rule in RULES if not passed.get(rule.name, True)]
+              for key, passed in judge_candidates(conditions).items()}
     lines = [runtime.text("selection.none", task=contents()["tasks"][conditions.task]["name"][runtime.language()])]
     for rule in RULES:
         alone = [cards[key] for key, rules in failed.items() if rules == [rule]]

@@ -25,7 +25,7 @@ def test_every_figure_has_a_source_and_a_model():
 
 def test_the_table_in_circulation_is_judged_as_the_sources_say():
     right = {(entry["model"].rpartition("/")[2], entry["benchmark"]) for entry in BENCHMARKS["circulated"]
-             if published.verdict(entry["model"], entry["benchmark"], entry["value"]) == "right"}
+             if published.circulated_verdict(entry["model"], entry["benchmark"], entry["value"]) == "right"}
     assert right == {("Phi-3-mini-4k-instruct", "GSM8K"), ("gemma-2-9b", "MMLU"), ("gemma-2-9b", "GSM8K"),
                      ("Qwen2.5-7B", "MMLU"), ("Llama-3.2-3B", "MMLU"), ("gpt-4", "MMLU"), ("gpt-4", "GSM8K"),
                      ("gpt-4", "HumanEval")}
@@ -51,19 +51,19 @@ def test_the_evidence_quotes_its_figures():
     for task, entry in TASKS.items():
         for candidate in entry["candidates"]:
             for benchmark in candidate["figures"]:
-                figure = published.cited(candidate["id"], benchmark, candidate["source"])
-                known = [other for other in published.figures(candidate["id"], benchmark) if other.source == figure.source]
-                assert len(known) == 1, (task, candidate["id"], benchmark)
+                figure = published.cited_figure(candidate["id"], benchmark, candidate["source"])
+                sources = [other.source for other in published.published_figures(candidate["id"], benchmark)]
+                assert sources.count(figure.source) == 1, (task, candidate["id"], benchmark)
                 quoted = (f"{figure.value:.1f}", f"{figure.value:.2f}")
                 assert all(any(value in why for value in quoted) for why in candidate["why"].values()), (candidate, figure)
 
 
 def test_figures_that_nobody_published():
-    assert published.figures("gpt-4", "TriviaQA") == ()
+    assert published.published_figures("gpt-4", "TriviaQA") == ()
     with pytest.raises(LookupError, match="no published figure of Qwen/Qwen2.5-7B for 'TriviaQA'"):
-        published.cited("Qwen/Qwen2.5-7B", "TriviaQA", "QW-BLOG")
+        published.cited_figure("Qwen/Qwen2.5-7B", "TriviaQA", "QW-BLOG")
     with pytest.raises(LookupError, match="no model 'gpt-5'"):
-        published.figures("gpt-5")
+        published.published_figures("gpt-5")
 
 
 @pytest.mark.parametrize("remark_of, figure_of, version", [
@@ -72,7 +72,7 @@ def test_figures_that_nobody_published():
     (("meta-llama/Llama-3.2-3B", "GSM8K"), "meta-llama/Llama-3.2-1B", "instruct")])
 def test_remarks_on_an_equal_figure_hold(remark_of, figure_of, version):
     entry = next(entry for entry in BENCHMARKS["circulated"] if (entry["model"], entry["benchmark"]) == remark_of)
-    equal = {figure.value for figure in published.figures(figure_of, entry["benchmark"]) if figure.version == version}
+    equal = {figure.value for figure in published.published_figures(figure_of, entry["benchmark"]) if figure.version == version}
     assert entry["note"]["en"].startswith("Equal to") and entry["value"] in equal
 
 

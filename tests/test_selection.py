@@ -38,7 +38,7 @@ def test_each_rule_decides_alone(name):
     assert (first.model_id, second.model_id) == tuple(
         catalog.get(short).load_id for short in (before, after))
     conditions = selection.Conditions(**common, **asking)
-    failed = [rule for rule, passed in selection.judge(conditions)[catalog.get(before).id].items() if not passed]
+    failed = [rule for rule, passed in selection.judge_candidates(conditions)[catalog.get(before).id].items() if not passed]
     assert failed == [name]
     rule = selection.RULES[NAMES.index(name)]
     assert dict(second.rejected)[first.model_id] == rule.no(catalog.get(before), conditions)
@@ -62,8 +62,8 @@ def test_words_are_in_the_language(name, lang):
 
 
 def test_only_what_is_asked_is_judged():
-    assert set(selection.judge(selection.Conditions("rag"))["Qwen/Qwen2.5-7B"]) == {"tier"}
-    asked = selection.judge(selection.Conditions("rag", "best", 8, "open", 4096))["Qwen/Qwen2.5-7B"]
+    assert set(selection.judge_candidates(selection.Conditions("rag"))["Qwen/Qwen2.5-7B"]) == {"tier"}
+    asked = selection.judge_candidates(selection.Conditions("rag", "best", 8, "open", 4096))["Qwen/Qwen2.5-7B"]
     assert list(asked) == ["tier", "open", "context", "memory"]
 
 
@@ -71,7 +71,7 @@ def test_only_what_is_asked_is_judged():
 
 def test_the_cache_counts_as_the_memory_module_says():
     card = catalog.get("Qwen/Qwen2.5-7B")
-    need, estimate = selection.need(card, "int8", 32768), memory.estimate(card.id, "int8", context=32768)
+    need, estimate = selection.memory_need(card, "int8", 32768), memory.estimate(card.id, "int8", context=32768)
     assert (need.weights, need.cache) == (estimate.weights, estimate.kv_cache)
     assert need.spare == max(estimate.activations, selection.MARGIN * estimate.weights)
     assert need.total == need.weights + need.cache + need.spare
@@ -79,7 +79,7 @@ def test_the_cache_counts_as_the_memory_module_says():
 
 def test_a_longer_context_never_needs_less_and_may_cost_precision():
     card = catalog.get("microsoft/Phi-4-mini-instruct")
-    totals = [selection.need(card, "nf4", context).total for context in (None, 1, 512, 8192, 131072)]
+    totals = [selection.memory_need(card, "nf4", context).total for context in (None, 1, 512, 8192, 131072)]
     assert totals == sorted(totals) and totals[0] < totals[-1]
     short, long = (catalog.recommend("general_chat", memory_gb=16, context=context) for context in (2048, 65536))
     assert short.model_id == "Qwen/Qwen2.5-7B-Instruct" and short.precision == "int8"
@@ -160,7 +160,7 @@ def test_recommendations_rest_on_figures_of_the_data():
             if name in ("parameters", "context"):
                 assert figure.value == getattr(card, name)
             else:
-                assert figure in published.figures(card.id)
+                assert figure in published.published_figures(card.id)
 
 
 # --- pictures

@@ -63,7 +63,7 @@ def selection_picture(task: str, tier: str = "best", memory_gb: float | None = N
     The arguments are those of `catalog.recommend`.
     """
     conditions = selection.Conditions(task, tier, memory_gb, licence, context)
-    marks = selection.judge(conditions)
+    marks = selection.judge_candidates(conditions)
     try:
         answer = selection.recommend(task, tier, memory_gb, licence, context)
         title = text("show.selection.title", model=answer.model_id, precision=answer.precision)
