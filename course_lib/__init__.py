@@ -15,7 +15,7 @@ _HOME = {
 _MODULES = (
     "architectures", "browser", "calibration", "catalog", "comparison", "data", "decode", "deploy", "distill", "evaluate",
     "filters", "finetune", "fused_loss", "lessons", "loading", "memory", "noise", "quantize", "roofline", "rounding", "runtime",
-    "show", "speculative", "synthesis", "training",
+    "sandbox", "selection", "show", "speculative", "synthesis", "tasks", "training",
 )
 
 __all__ = [*_HOME, *_MODULES]

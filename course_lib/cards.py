@@ -22,7 +22,8 @@ class ModelCard:
         instruct_id: hub id of the chat model of the same shape.
         parameters: the published count, tied weights once; `count_difference` is what transformers counts above it.
         model_type: of transformers, which with `config` gives a model; None where transformers has no such class.
-        context: tokens; where base and chat model differ, the note says so.
+        context: tokens; where base and chat model differ, the note says so. `native_context` is what the chat model's own
+            configuration allows, where that is less: the rest needs YaRN.
         commercial_use: whether the licence permits it, perhaps under conditions.
         gated: whether the hub asks to accept terms and to log in.
         training_tokens: of pre-training, or on top of another model where the note says so.
@@ -55,6 +56,7 @@ class ModelCard:
     note: dict[str, str] | None
     sources: dict[str, str | None]
     count_difference: int = 0
+    native_context: int | None = None
 
     @property
     def load_id(self) -> str:

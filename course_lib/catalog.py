@@ -4,7 +4,7 @@
 values of its configuration. From the configuration alone, with no network and no weights, a *skeleton* is built on
 torch's meta device: real layers whose tensors have a shape and no storage. So parameters are counted, not quoted, and
 the tests hold every count against the published figure. Lesson 01 shows the table, lesson 03 builds the skeletons,
-lesson 07 derives the bytes of quantized weights, lesson 10 asks for recommendations.
+lesson 07 derives the bytes of quantized weights, lesson 10 reads published benchmarks and asks for recommendations.
 
 Units: parameters and tokens are plain counts, sizes are bytes, and a GB is 10^9 bytes as on a model card (a GPU's
 "24 GB" are 24 · 2^30 bytes, 7 % more: the difference is on the safe side).
@@ -15,47 +15,22 @@ model with a large vocabulary shrinks less than its precision promises.
 """
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from . import runtime
 from .cards import ModelCard, contents, get, hub_facts, ids  # noqa: F401 - the catalog's names, whichever file holds them
+from .published import benchmarks, measures  # noqa: F401
 
 if TYPE_CHECKING:
     import pandas
     from transformers import PreTrainedConfig, PreTrainedModel
 
-TIERS = {"best": 10e9, "budget": 4e9, "mobile": 2e9}  # at most so many parameters: a lower tier is never larger
-LICENCES = (None, "commercial", "open")
-OPEN_LICENCES = ("Apache-2.0", "MIT")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "nf4", "fp4")
-MARGIN = 0.2  # of the weights' bytes, kept free for the KV cache and activations
+_SELECTION = ("MARGIN", "TIERS", "Recommendation", "recommend")
 _BLOCK, _NESTED_BLOCK = 64, 256  # weights that share a 4-bit scale, and scales that share a scale of their own
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """The model to load for a task, and why.
-
-    Attributes:
-        model_id: hub id of the chat model.
-        precision: of the weights, "bf16", "int8" or "nf4".
-        weight_gb: the weights in that precision, in 10^9 bytes.
-        reasons: sentences in the language set by `runtime.set_language`.
-        rejected: (model id, reason) of the candidates that would have come first.
-    """
-
-    model_id: str
-    task: str
-    tier: str
-    precision: str
-    weight_gb: float
-    reasons: tuple[str, ...]
-    rejected: tuple[tuple[str, str], ...] = ()
 
 
 def config(model_id: str) -> PreTrainedConfig:
@@ -163,7 +138,7 @@ def table(lang: str | None = None) -> pandas.DataFrame:
     import pandas
 
     keys = ("name", "parameters", "context", "training_tokens", "licence", "released")
-    with _language(lang):
+    with runtime.in_language(lang):
         heads = [runtime.text(f"catalog.head.{key}") for key in keys]
         rows = [[_values(card)[key] for key in keys] for card in map(get, ids())]
     return pandas.DataFrame(rows, columns=heads)
@@ -178,7 +153,7 @@ def compare(model_ids: list[str], lang: str | None = None) -> pandas.DataFrame:
     import pandas
 
     columns = {}
-    with _language(lang):
+    with runtime.in_language(lang):
         for card in map(get, model_ids):
             values = {key: value for key, value in _values(card).items() if key != "name"}
             for precision in ("bf16", "int8", "nf4"):
@@ -202,90 +177,8 @@ def _values(card: ModelCard) -> dict[str, object]:
             "released": card.released or "", "note": card.note[runtime.language()] if card.note else ""}
 
 
-def recommend(
-    task: str, tier: str = "best", memory_gb: float | None = None, licence: str | None = None,
-) -> Recommendation:
-    """The first of a task's candidates, in the catalog's order of preference, that meets every condition.
-
-    Args:
-        task: "general_chat", "code", "reasoning", "korean", "multilingual", "rag", "summarization",
-            "function_calling" or "edge".
-        tier: an upper bound on parameters: "best" 10B, "budget" 4B, "mobile" 2B.
-        memory_gb: GB (10^9 bytes) for the weights and a fifth of their size more; the precision is then the best of
-            bf16, int8 and nf4 that fits. Without it the precision is bf16.
-        licence: None, "commercial" (the licence permits commercial use) or "open" (Apache-2.0 or MIT).
-
-    Raises:
-        ValueError: unknown task, tier or licence, or a memory that is not positive.
-        LookupError: no candidate meets the conditions; says how much the smallest needs.
-    """
-    tasks = contents()["tasks"]
-    for name, value, allowed in (("task", task, tasks), ("tier", tier, TIERS), ("licence", licence, LICENCES)):
-        runtime.check_choice(name, value, tuple(allowed))
-    if memory_gb is not None and not memory_gb > 0:
-        raise ValueError(f"memory_gb is {memory_gb}; it must be above 0")
-    rejected = []
-    for candidate in tasks[task]["candidates"]:
-        card = get(candidate["id"])
-        precision = next((p for p in ("bf16", "int8", "nf4") if memory_gb is None or _need(card, p) <= memory_gb), None)
-        problem = _problem(card, tier, licence, precision, memory_gb)
-        if problem is None:
-            reasons = _reasons(card, tasks[task]["name"], candidate["why"], tier, precision, memory_gb)
-            weights = weight_bytes(card.id, precision) / 1e9
-            return Recommendation(card.load_id, task, tier, precision, weights, reasons, tuple(rejected))
-        rejected.append((card.load_id, problem))
-    too_large = [get(name) for name, _ in rejected if _problem(get(name), tier, licence, "nf4", memory_gb) is None]
-    message = f"no candidate for task {task!r}, tier {tier!r} and licence {licence!r}"
-    if too_large:
-        card = min(too_large, key=lambda card: _need(card, "nf4"))
-        message += (f" fits in {memory_gb:g} GB; the smallest, {card.load_id}, needs {_need(card, 'nf4'):.2f} GB "
-                    f"in nf4 with {MARGIN:.0%} to spare")
-    raise LookupError(message)
-
-
-def _need(card: ModelCard, precision: str) -> float:
-    """GB of the weights with the margin."""
-    return weight_bytes(card.id, precision) * (1 + MARGIN) / 1e9
-
-
-def _problem(
-    card: ModelCard, tier: str, licence: str | None, precision: str | None, memory_gb: float | None,
-) -> str | None:
-    """What rules a candidate out, in the language set, or None; precision None means that none fits."""
-    if card.parameters > TIERS[tier]:
-        return runtime.text("catalog.rejected.tier", **_size(card, tier))
-    if licence == "commercial" and not card.commercial_use:
-        return runtime.text("catalog.rejected.commercial", licence=card.licence)
-    if licence == "open" and card.licence not in OPEN_LICENCES:
-        return runtime.text("catalog.rejected.open", licence=card.licence)
-    if precision is None:
-        return runtime.text("catalog.rejected.memory", need=f"{_need(card, 'nf4'):.2f}", memory=f"{memory_gb:g}")
-    return None
-
-
-def _reasons(
-    card: ModelCard, task: dict, why: dict, tier: str, precision: str, memory_gb: float | None,
-) -> tuple[str, ...]:
-    lang, use = runtime.language(), "commercial" if card.commercial_use else "noncommercial"
-    memory = {"precision": precision, "weights": f"{weight_bytes(card.id, precision) / 1e9:.2f}"}
-    if memory_gb is not None:
-        memory |= {"margin": f"{100 * MARGIN:.0f}", "memory": f"{memory_gb:g}", "need": f"{_need(card, precision):.2f}"}
-    reasons = [f"{task[lang]}: {why[lang]}", runtime.text("catalog.reason.tier", **_size(card, tier)),
-               runtime.text("catalog.reason.weights" if memory_gb is None else "catalog.reason.memory", **memory),
-               runtime.text(f"catalog.reason.{use}", licence=card.licence)]
-    return tuple(reasons + [runtime.text("catalog.reason.gated")] * card.gated)
-
-
-def _size(card: ModelCard, tier: str) -> dict[str, str]:
-    return {"billions": f"{card.parameters / 1e9:.2f}", "limit": f"{TIERS[tier] / 1e9:g}"}
-
-
-@contextmanager
-def _language(lang: str | None) -> Iterator[None]:
-    """Set the language for a while; None keeps the one that is set."""
-    before = runtime.language()
-    runtime.set_language(lang or before)
-    try:
-        yield
-    finally:
-        runtime.set_language(before)
+def __getattr__(name: str):
+    """`recommend` and what belongs to it, from `selection`, which is built upon this module and so can't come first."""
+    if name in _SELECTION:
+        return getattr(importlib.import_module(".selection", __package__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -169,6 +169,17 @@ def language() -> str:
     return _state["lang"]
 
 
+@contextmanager
+def in_language(lang: str | None) -> Iterator[None]:
+    """Speak `lang` inside the `with` block; None keeps the language that is set."""
+    before = language()
+    set_language(lang or before)
+    try:
+        yield
+    finally:
+        set_language(before)
+
+
 @lru_cache
 def _strings() -> dict[str, dict[str, str]]:
     return json.loads((Path(__file__).parent / "strings.json").read_text(encoding="utf-8"))

@@ -81,6 +81,9 @@ def korean_prose():
     yield from ((key, texts["ko"]) for key, texts in strings.items())
     catalog = json.loads((ROOT / "data" / "catalog.json").read_text("utf-8"))
     yield from ((entry["id"], entry["note"]["ko"]) for entry in catalog["models"] if entry["note"])
+    benchmarks = json.loads((ROOT / "data" / "benchmarks.json").read_text("utf-8"))
+    yield from ((name, entry["what"]["ko"]) for name, entry in benchmarks["benchmarks"].items())
+    yield from ((entry["model"], entry["note"]["ko"]) for entry in benchmarks["circulated"] if entry["note"])
 
 
 def test_korean_keeps_to_the_glossary():
@@ -104,3 +107,5 @@ def test_the_data_card_names_every_file_and_counts_right():
     devices = json.loads((ROOT / "data" / "devices.json").read_text("utf-8"))["devices"]
     assert f"{len(catalog['models'])} models, {len(catalog['tasks'])} tasks" in card
     assert f"{len(devices)} devices" in card
+    benchmarks = json.loads((ROOT / "data" / "benchmarks.json").read_text("utf-8"))
+    assert f"{len(benchmarks['figures'])} figures, {len(benchmarks['circulated'])} in circulation" in card

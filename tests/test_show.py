@@ -65,6 +65,9 @@ def pictures():
         "layer_split": lambda: show.layer_split([10.0, 12.0, 15.0, 20.0], 2),
         "roofline_chart": lambda: show.roofline_chart(
             roofline.roofline("smollm2-135m", "fp32", device=decode.devices()["t4"]), {"decode": (0.5, 1e11)}),
+        "selection_flowchart": show.selection_flowchart,
+        "selection_picture": lambda: show.selection_picture("rag", "best", 16, "commercial", 8192),
+        "selection_picture, nothing fits": lambda: show.selection_picture("korean", "best", 1, "open", 131072),
         "speculative_picture": lambda: show.speculative_picture(STEPS, Letters(), 2),
         "verification_bars": lambda: show.verification_bars(["a", "b", "c"], [0.5, 0.2, 0.3], [0.2, 0.6, 0.2]),
         "tokens_per_character": lambda: show.tokens_per_character(table),

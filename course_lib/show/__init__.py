@@ -16,6 +16,7 @@ from .distillation import (
     student_bars,
 )
 from .quantization import level_explorer, level_picture, outlier_columns, size_against_perplexity
+from .selection import selection_explorer, selection_flowchart, selection_picture
 from .speculative import speculative_explorer, speculative_picture, verification_bars
 from .speed import cost_explorer, cost_picture, memory_bars, roofline_chart, speed_lines
 from .tokens import next_tokens, sampling_explorer, tokens_per_character
@@ -28,6 +29,7 @@ __all__ = [
     "distillation_curves", "distillation_explorer", "distillation_terms", "growth_lines", "layer_influences", "student_bars",
     "filter_funnel", "pacing_curves", "run_losses",
     "level_explorer", "level_picture", "outlier_columns", "size_against_perplexity",
+    "selection_explorer", "selection_flowchart", "selection_picture",
     "speculative_explorer", "speculative_picture", "verification_bars",
     "cost_explorer", "cost_picture", "memory_bars", "roofline_chart", "speed_lines",
     "next_tokens", "sampling_explorer", "tokens_per_character",
