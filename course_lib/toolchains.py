@@ -15,7 +15,7 @@ import re
 import shutil
 from importlib.util import find_spec
 
-from .runtime import check_choice
+from .runtime import check_choice, text
 
 TRT_PRECISIONS = ("bf16", "fp8", "nvfp4", "int4_awq")
 MLC_QUANTIZATIONS = ("q0f16", "q0f32", "q3f16_1", "q4f16_1", "q4f32_1", "q4f16_awq")
@@ -107,14 +107,15 @@ def mlc_commands(
 
 
 def missing_tools(stack: str) -> str | None:
-    """What this machine lacks for "tensorrt_llm" or "mlc_llm", in one sentence; None if it has all."""
+    """What this machine lacks for "tensorrt_llm" or "mlc_llm", in one sentence of the lessons' language; None if it has all."""
     check_choice("stack", stack, _TOOLS)
     missing = []
     if find_spec(stack) is None and not any(map(shutil.which, _TOOLS[stack])):
-        missing.append(f"the package {stack}" + (" (or docker)" if stack == "tensorrt_llm" else ""))
+        package = text("toolchains.package", name=stack)
+        missing.append(text("toolchains.or_docker", package=package) if "docker" in _TOOLS[stack] else package)
     if stack == "tensorrt_llm" and not shutil.which("nvidia-smi"):
-        missing.append("an NVIDIA GPU with its driver")
-    return f"{stack} needs {' and '.join(missing)}, which this machine does not have" if missing else None
+        missing.append(text("toolchains.gpu"))
+    return text("toolchains.missing", stack=stack, what=text("toolchains.and").join(missing)) if missing else None
 
 
 def _hub_name(model_id: str) -> str:

@@ -23,6 +23,7 @@ from course_lib import (
     gguf_run,
     loading,
     onnx_files,
+    runtime,
     toolchains,
 )
 from course_lib.gguf_header import GgufTensor
@@ -656,6 +657,11 @@ def test_missing_tools_are_named(monkeypatch):
     monkeypatch.setattr(toolchains.shutil, "which", lambda name: None)
     monkeypatch.setattr(toolchains, "find_spec", lambda name: None)
     assert deploy.missing_tools("mlc_llm") == "mlc_llm needs the package mlc_llm, which this machine does not have"
-    assert "an NVIDIA GPU" in deploy.missing_tools("tensorrt_llm")
+    assert deploy.missing_tools("tensorrt_llm") == ("tensorrt_llm needs the package tensorrt_llm (or docker) and an NVIDIA GPU "
+                                                    "with its driver, which this machine does not have")
+    runtime.set_language("ko")
+    assert deploy.missing_tools("mlc_llm") == "mlc_llm: mlc_llm 패키지가 필요하지만 이 컴퓨터에는 없습니다"
+    assert deploy.missing_tools("tensorrt_llm") == (
+        "tensorrt_llm: tensorrt_llm 패키지(또는 docker)와 드라이버가 설치된 NVIDIA GPU가 필요하지만 이 컴퓨터에는 없습니다")
     monkeypatch.setattr(toolchains.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert deploy.missing_tools("mlc_llm") is None and deploy.missing_tools("tensorrt_llm") is None
