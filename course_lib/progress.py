@@ -157,7 +157,7 @@ def _cells_wide(letters: str) -> int:
 
 
 def _row(*columns: str) -> str:
-    """Two columns of fixed width and a third as long as it is; the third's further lines are indented below it."""
+    """Two columns of fixed width, and a third that is as long as it is, on one line."""
     padded = "".join(column + " " * (width - _cells_wide(column))
                      for column, width in zip(columns, WIDTHS, strict=False))
     return (padded + " ".join(columns[2].split())).rstrip()
