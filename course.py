@@ -2,6 +2,7 @@
 
     python course.py lab  [--lang en|ko] [--no-browser]    set up, then open lesson 01 in JupyterLab
     python course.py run  [NN ...] [--lang en|ko]          execute lessons without a screen
+    python course.py progress [NN ...] [--lang en|ko]      which exercises of your notebooks pass
     python course.py test [--quick]                        the unit tests, then every notebook
     python course.py bench                                 time the package on this machine
     python course.py wheelhouse DIR                        download every package into DIR, for a set-up offline
@@ -336,6 +337,14 @@ def run(args):
     return call([venv_python(), "-m", "course_lib.lessons", "run", *wanted, "--lang", args.lang], env)
 
 
+def progress(args):
+    """Say which exercises of your notebooks pass (all lessons when none is named; paths of notebooks work too)."""
+    wanted = [str(Path(one).expanduser().absolute()) if one.endswith(".ipynb") else check_lessons([one], args.lang)[0]
+              for one in args.lessons]
+    env = set_up(args.wheelhouse)
+    return call([venv_python(), "-m", "course_lib.progress", *wanted, "--lang", args.lang], env)
+
+
 def test(args):
     """Check the style, run the unit tests, then every notebook of both languages; a failure does not stop the rest.
 
@@ -417,12 +426,13 @@ def parse(argv):
     offline.add_argument("--wheelhouse", type=wheel_folder, metavar="DIR", help="set up offline from DIR")
     language = Parser(add_help=False)
     language.add_argument("--lang", choices=("en", "ko"), default="en", help="the language of the lessons")
-    for function, parents in ((lab, [offline, language]), (run, [offline, language]), (test, [offline]),
-                              (bench, [offline]), (wheelhouse, [])):
+    for function, parents in ((lab, [offline, language]), (run, [offline, language]),
+                              (progress, [offline, language]), (test, [offline]), (bench, [offline]), (wheelhouse, [])):
         command = commands.add_parser(function.__name__, parents=parents, help=function.__doc__.splitlines()[0])
         command.set_defaults(function=function)
     commands.choices["lab"].add_argument("--no-browser", action="store_true", help="only print the address")
     commands.choices["run"].add_argument("lessons", nargs="*", metavar="NN", help="numbers of lessons, such as 01 02")
+    commands.choices["progress"].add_argument("lessons", nargs="*", metavar="NN", help="numbers of lessons, or notebooks")
     commands.choices["test"].add_argument("--quick", action="store_true", help="leave the notebooks out")
     commands.choices["wheelhouse"].add_argument("folder", type=Path, metavar="DIR", help="where the wheels go")
     args = parser.parse_args(argv)

@@ -113,6 +113,7 @@ def test_disk_space(clone, programs, monkeypatch, capsys):
     (["run", "01", "07"], "no lesson '07'; known are 01, 02"),
     (["run", "02", "--lang", "ko"], "no lesson '02'; known are 01."),
     (["run", "first"], "known are 01, 02"),
+    (["progress", "07"], "no lesson '07'; known are 01, 02"),
     (["frobnicate"], "frobnicate"),
     (["lab", "--lang", "fr"], "'fr'"),
     (["test", "--wheelhouse", "no/such/folder"], "no wheels"),
@@ -133,6 +134,11 @@ def test_commands_start_what_they_should(clone, programs):
     assert course.main(["run", "1", "02"]) == 0
     assert programs[-2][1:] == ["-m", "course_lib.loading"]
     assert programs[-1][1:] == ["-m", "course_lib.lessons", "run", "01", "02", "--lang", "en"]
+    mine = clone / "my copy.ipynb"
+    assert course.main(["progress", "2", str(mine), "--lang", "en"]) == 0
+    assert programs[-1][1:] == ["-m", "course_lib.progress", "02", str(mine), "--lang", "en"]
+    assert course.main(["progress", "--lang", "ko"]) == 0
+    assert programs[-1][1:] == ["-m", "course_lib.progress", "--lang", "ko"]
     assert course.main(["lab", "--lang", "ko", "--no-browser"]) == 0
     assert {"--LabApp.default_url=/lab/tree/notebooks/ko/01_first.ipynb", "--no-browser"} < set(programs[-1])
     assert course.main(["test", "--quick"]) == 0

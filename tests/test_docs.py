@@ -9,7 +9,8 @@ from course_lib import lessons
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = {"en": ROOT / "README.md", "ko": ROOT / "README.ko.md"}
-DOCUMENTS = [*READMES.values(), ROOT / "data" / "README.md", ROOT / "notebooks" / "glossary.md"]
+TEACHING = {"en": ROOT / "docs" / "teaching.md", "ko": ROOT / "docs" / "teaching.ko.md"}
+DOCUMENTS = [*READMES.values(), *TEACHING.values(), ROOT / "data" / "README.md", ROOT / "notebooks" / "glossary.md"]
 TITLES = {"en": ("What is where", "Lessons"), "ko": ("무엇이 어디에 있는가", "레슨")}
 
 
@@ -58,9 +59,37 @@ def test_the_two_readmes_have_the_same_sections_and_figures():
 
 def test_the_commands_of_the_readme_exist():
     program = (ROOT / "course.py").read_text("utf-8")
-    for text in (path.read_text("utf-8") for path in READMES.values()):
+    for text in (path.read_text("utf-8") for path in [*READMES.values(), *TEACHING.values()]):
         for command in set(re.findall(r"python course\.py (\w+)", text)):
             assert f"\ndef {command}(args):" in program
+
+
+@pytest.mark.parametrize("lang", TEACHING)
+def test_the_plans_of_the_teacher_add_up(lang):
+    text = TEACHING[lang].read_text("utf-8")
+    seconds = {number: int(value) for number, value in
+               re.findall(r"^\| (\d\d) \|.*?\| (\d+) ?(?:s|초) \|", READMES[lang].read_text("utf-8"), re.M)}
+    rows = [(number, [int(figure) for figure in figures]) for number, *figures in
+            re.findall(r"^\| (\d\d|all|전체) ?[^|]*\| (\d+) \| (\d+) \| (\d+) \| (\d+) \|", text, re.M)]
+    assert [number for number, _ in rows[:-1]] == [f"{number:02}" for number in range(1, 13)]
+    for number, (reading, running, exercises, total) in rows[:-1]:
+        assert reading + running + exercises == total
+        assert number not in seconds or running == -(-seconds[number] // 60), f"lesson {number}: {seconds[number]} s"
+    assert rows[-1][1] == [sum(column) for column in zip(*(figures for _, figures in rows[:-1]), strict=True)]
+    slots = [(int(hour) * 60 + int(minute), int(length)) for hour, minute, length in
+             re.findall(r"^\| (\d\d):(\d\d) \| (\d+) \|", text, re.M)]
+    ends = [start + length for start, length in slots]
+    assert [start for start, _ in slots] == [9 * 60 if start == 9 * 60 else end
+                                             for (start, _), end in zip(slots, [0, *ends], strict=False)]
+    assert sum(start == 9 * 60 for start, _ in slots) == 3 and max(ends) <= 17 * 60 + 30
+    points = [int(one) for one in re.findall(r"^\| [^|]+ \| (\d+) \| \d+–", text, re.M)]
+    assert points == [20, 20, 30, 15, 15]
+
+
+def test_the_teacher_gets_the_same_in_both_languages():
+    english, korean = (path.read_text("utf-8") for path in TEACHING.values())
+    for pattern in (r"^#+", r"^\| [\d:]+ \| \d+ \|", r"^\*\*\d+\.", r"notebooks/(?:en|ko)/(\d\d)", r"\d+–\d+:"):
+        assert re.findall(pattern, english, re.M) == re.findall(pattern, korean, re.M)
 
 
 def glossary():
@@ -76,6 +105,7 @@ def korean_prose():
                 if cell.cell_type == "markdown":
                     yield f"{path.name} {cell.id}", cell.source
     yield "README.ko.md", READMES["ko"].read_text("utf-8")
+    yield "teaching.ko.md", TEACHING["ko"].read_text("utf-8")
     strings = json.loads((ROOT / "course_lib" / "strings.json").read_text("utf-8"))
     strings |= json.loads((ROOT / "notebooks" / "assets" / "browser" / "texts.json").read_text("utf-8"))
     yield from ((key, texts["ko"]) for key, texts in strings.items())
