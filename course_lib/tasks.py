@@ -16,8 +16,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import Request, getproxies, urlopen
 
 from . import answers
 from .exporting import need_package
@@ -135,7 +136,7 @@ def _hub_as_it_is(needed: bool) -> Iterator[None]:
 
     places = (huggingface_hub.constants, datasets.config)
     before = [place.HF_HUB_OFFLINE for place in places]
-    if needed and not getproxies() and not _reachable(huggingface_hub.constants.ENDPOINT):
+    if needed and not hub_reachable():
         for place in places:
             place.HF_HUB_OFFLINE = True
     try:
@@ -143,6 +144,23 @@ def _hub_as_it_is(needed: bool) -> Iterator[None]:
     finally:
         for place, value in zip(places, before, strict=True):
             place.HF_HUB_OFFLINE = value
+
+
+def hub_reachable() -> bool:
+    """Whether the Hugging Face Hub can be reached; found out within seconds, with nothing loaded."""
+    import huggingface_hub
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    if not getproxies():
+        return _reachable(huggingface_hub.constants.ENDPOINT)
+    try:
+        urlopen(Request(huggingface_hub.constants.ENDPOINT, method="HEAD"), timeout=5).close()
+    except HTTPError:  # it answers
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _reachable(address: str) -> bool:

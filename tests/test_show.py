@@ -1,4 +1,5 @@
 """Pictures: drawn in both languages without a missing glyph, and widgets taken through their states."""
+import re
 import warnings
 
 import pandas as pd
@@ -65,6 +66,8 @@ def pictures():
         "layer_split": lambda: show.layer_split([10.0, 12.0, 15.0, 20.0], 2),
         "roofline_chart": lambda: show.roofline_chart(
             roofline.roofline("smollm2-135m", "fp32", device=decode.devices()["t4"]), {"decode": (0.5, 1e11)}),
+        "score_bars": lambda: show.score_bars({"SmolLM2": (0.6, 0.1), "한국어": (0.2, 0.0)}, {"SmolLM2": 0.25, "한국어": 0.25}),
+        "score_spread": lambda: show.score_spread(0.65, 0.6),
         "selection_flowchart": show.selection_flowchart,
         "selection_picture": lambda: show.selection_picture("rag", "best", 16, "commercial", 8192),
         "selection_picture, nothing fits": lambda: show.selection_picture("korean", "best", 1, "open", 131072),
@@ -184,3 +187,8 @@ def test_the_roofline_names_its_phases():
         runtime.set_language(lang)
         labels = " ".join(label.get_text() for label in show.roofline_chart(roof).axes[0].texts)
         assert all(word in labels for word in shown)
+
+
+def test_the_worse_model_wins_less_often_the_more_questions_there_are():
+    few, many = (int(re.search(r"(\d+) %", axes.get_title())[1]) for axes in show.score_spread(0.65, 0.6, (50, 1000)).axes)
+    assert 30 < few < 40 and many < 3

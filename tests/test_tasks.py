@@ -251,6 +251,33 @@ def test_without_the_hub_the_task_is_named(known, name):
     assert datasets.config.HF_HUB_OFFLINE is before
 
 
+def test_the_hub_is_looked_for_where_it_can_be(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(tasks, "getproxies", dict)
+    for there in (True, False):
+        monkeypatch.setattr(tasks, "_reachable", lambda address, there=there: there)
+        assert tasks.hub_reachable() is there
+    monkeypatch.setattr(tasks, "_reachable", lambda address: True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert not tasks.hub_reachable()
+
+
+def test_behind_a_proxy_the_proxy_is_asked(monkeypatch):
+    import huggingface_hub
+
+    def refuse(request, timeout):
+        raise OSError("Tunnel connection failed")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(tasks, "getproxies", lambda: {"https": "http://localhost:1"})
+    monkeypatch.setattr(tasks, "urlopen", refuse)
+    assert not tasks.hub_reachable()
+    monkeypatch.setattr(tasks, "urlopen", lambda request, timeout: io.BytesIO())
+    assert tasks.hub_reachable()
+
+
 def test_unknown_tasks_are_refused_with_the_known_ones(known):
     with pytest.raises(ValueError, match="task 'mmlo' is unknown; there are course_choices_en, .*from the hub mmlu"):
         tasks.load(["mmlo"])

@@ -15,6 +15,7 @@ from .distillation import (
     layer_influences,
     student_bars,
 )
+from .evaluation import score_bars, score_spread
 from .quantization import level_explorer, level_picture, outlier_columns, size_against_perplexity
 from .selection import selection_explorer, selection_flowchart, selection_picture
 from .speculative import speculative_explorer, speculative_picture, verification_bars
@@ -27,6 +28,7 @@ __all__ = [
     "cache_lines", "head_groups", "maps", "parameter_shares", "soft_cap_curves",
     "layer_split", "mapping_bars", "near_ties",
     "distillation_curves", "distillation_explorer", "distillation_terms", "growth_lines", "layer_influences", "student_bars",
+    "score_bars", "score_spread",
     "filter_funnel", "pacing_curves", "run_losses",
     "level_explorer", "level_picture", "outlier_columns", "size_against_perplexity",
     "selection_explorer", "selection_flowchart", "selection_picture",
