@@ -44,7 +44,7 @@ def pictures():
             {method: memory.estimate("smollm2-135m", precision, context=200, batch=2, training=method)
              for method, precision in (("full", "fp32"), ("lora", "bf16"), ("qlora", "nf4"))},
             {"full": 2_500_000_000, "lora": 900_000_000, "qlora": 700_000_000}),
-        "LossPlot": lambda: loss_plot().draw({0: 2.0, 4: 1.5}),
+        "LossPlot": lambda: loss_plot().picture({0: 2.0, 4: 1.5}),
         "wasted_tokens": lambda: show.wasted_tokens({runtime.text(f"lesson06.{way}"): 0.5 for way in ("fixed", "packed")}),
         "level_picture": lambda: show.level_picture(torch.randn(4, 64)),
         "level_picture, even": lambda: show.level_picture(torch.randn(4, 64), "int", 3, 4096),
@@ -106,7 +106,7 @@ def loss_plot():
 def test_the_loss_plot_keeps_runs_apart():
     plot = loss_plot()
     assert plot.runs == [{1: 2.0, 2: 1.9, 3: 1.8}, {3: 1.8, 4: 1.6}]
-    crosses, line = plot.draw().axes[0].lines
+    crosses, line = plot.picture().axes[0].lines
     assert list(crosses.get_xdata()) == [1, 2, 3] and list(line.get_xdata()) == [1, 2, 3, 4]
 
 

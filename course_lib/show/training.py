@@ -52,9 +52,9 @@ def wasted_tokens(shares: dict[str, float]) -> Figure:
 
 
 class LossPlot:
-    """The loss of each training step, drawn while it falls: `finetune(..., on_step=plot)`, then `plot.draw()`. Lesson 11.
+    """The loss of each training step, drawn while it falls: `finetune(..., on_step=plot)`, then `plot.picture()`. Lesson 11.
 
-    In a notebook that somebody watches the picture grows with every step; elsewhere nothing is shown until `draw`. A run
+    In a notebook that somebody watches the picture grows with every step; elsewhere nothing is shown until `picture`. A run
     that goes on from a checkpoint takes some steps again: both readings are drawn.
 
     Attributes:
@@ -76,11 +76,11 @@ class LossPlot:
         from IPython.display import display
 
         if self._display is None:
-            self._display = display(self.draw(), display_id=True)
+            self._display = display(self.picture(), display_id=True)
         elif self._display:
-            self._display.update(self.draw())
+            self._display.update(self.picture())
 
-    def draw(self, held_out: dict[int, float] | None = None) -> Figure:
+    def picture(self, held_out: dict[int, float] | None = None) -> Figure:
         """The losses so far, and those on held-out questions, {step: loss}."""
         figure, (axes,) = subplots(8, 3.4)
         for run in self.runs[:-1]:
