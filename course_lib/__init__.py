@@ -14,8 +14,8 @@ _HOME = {
 }
 _MODULES = (
     "architectures", "browser", "calibration", "catalog", "comparison", "data", "decode", "deploy", "distill", "evaluate",
-    "filters", "finetune", "fused_loss", "lessons", "loading", "memory", "noise", "quantize", "roofline", "rounding", "runtime",
-    "sandbox", "selection", "show", "speculative", "synthesis", "tasks", "training",
+    "filters", "finetune", "fused_loss", "hub", "lessons", "loading", "memory", "noise", "quantize", "roofline", "rounding",
+    "runtime", "sandbox", "selection", "show", "speculative", "synthesis", "tasks", "training",
 )
 
 __all__ = [*_HOME, *_MODULES]

@@ -280,6 +280,31 @@ def test_qlora_trains_adapters_in_fp32_and_nothing_else(tiny_folder):
     assert result.losses[-1] < 0.9 * result.losses[0]
 
 
+def test_a_model_that_was_used_before_learns_as_well(tiny_folder):
+    """On some CPUs bitsandbytes packs 4-bit weights at their first use, and packed ones have no gradient."""
+    def run(used):
+        model, tokenizer = loading.load(tiny_folder, "nf4")
+        if used:
+            loading.chat(model, tokenizer, "ab", max_new_tokens=2)
+        return finetune.finetune(model, tokenizer, questions(), method="qlora", rank=4, epochs=3, learning_rate=1e-2).losses
+
+    assert run(True) == pytest.approx(run(False), rel=0.02)
+
+
+def test_each_step_is_reported(tiny):
+    seen = {}
+    result = finetune.finetune(*tiny, questions(), on_step=seen.__setitem__, **EXACT)
+    assert list(seen) == list(range(1, len(result.losses) + 1)) and list(seen.values()) == result.losses
+
+
+def test_what_on_step_raises_ends_the_run(tiny):
+    def stop(step, loss):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune.finetune(*tiny, questions(), on_step=stop, **EXACT)
+
+
 def test_settings_reach_the_trainer(tiny, monkeypatch):
     seen = {}
     with pytest.raises(TypeError, match="max_seq_length"):

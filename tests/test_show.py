@@ -45,6 +45,7 @@ def pictures():
             {method: memory.estimate("smollm2-135m", precision, context=200, batch=2, training=method)
              for method, precision in (("full", "fp32"), ("lora", "bf16"), ("qlora", "nf4"))},
             {"full": 2_500_000_000, "lora": 900_000_000, "qlora": 700_000_000}),
+        "LossPlot": lambda: loss_plot().picture({0: 2.0, 4: 1.5}),
         "wasted_tokens": lambda: show.wasted_tokens({runtime.text(f"lesson06.{way}"): 0.5 for way in ("fixed", "packed")}),
         "level_picture": lambda: show.level_picture(torch.randn(4, 64)),
         "level_picture, even": lambda: show.level_picture(torch.randn(4, 64), "int", 3, 4096),
@@ -95,6 +96,37 @@ def test_pictures_speak_the_chosen_language(name):
         runtime.set_language(lang)
         pngs.append(canvas.png(pictures()[name]()))
     assert pngs[0] != pngs[1]
+
+
+def loss_plot():
+    """Two runs: one cut after step 3, one that goes on from a checkpoint at step 2."""
+    plot = show.LossPlot()
+    for step, loss in ((1, 2.0), (2, 1.9), (3, 1.8), (3, 1.8), (4, 1.6)):
+        plot(step, loss)
+    return plot
+
+
+def test_the_loss_plot_keeps_runs_apart():
+    plot = loss_plot()
+    assert plot.runs == [{1: 2.0, 2: 1.9, 3: 1.8}, {3: 1.8, 4: 1.6}]
+    crosses, line = plot.picture().axes[0].lines
+    assert list(crosses.get_xdata()) == [1, 2, 3] and list(line.get_xdata()) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_the_loss_plot_is_live_where_somebody_watches(monkeypatch, watched):
+    import IPython.display
+
+    seen = []
+
+    class Handle:
+        def update(self, figure):
+            seen.append("update")
+
+    monkeypatch.setattr(IPython.display, "display", lambda figure, display_id: seen.append("display") or Handle())
+    monkeypatch.setattr("course_lib.show.training.show_progress", lambda: watched)
+    loss_plot()
+    assert seen == (["display"] + ["update"] * 4 if watched else [])
 
 
 def test_the_cost_widget_redraws_for_every_control():

@@ -21,7 +21,7 @@ from .selection import selection_explorer, selection_flowchart, selection_pictur
 from .speculative import speculative_explorer, speculative_picture, verification_bars
 from .speed import cost_explorer, cost_picture, memory_bars, roofline_chart, speed_lines
 from .tokens import next_tokens, sampling_explorer, tokens_per_character
-from .training import training_memory, wasted_tokens
+from .training import LossPlot, training_memory, wasted_tokens
 
 __all__ = [
     "COLOURS", "display_with_fallback", "explorer", "png", "use_korean_font",
@@ -35,5 +35,5 @@ __all__ = [
     "speculative_explorer", "speculative_picture", "verification_bars",
     "cost_explorer", "cost_picture", "memory_bars", "roofline_chart", "speed_lines",
     "next_tokens", "sampling_explorer", "tokens_per_character",
-    "training_memory", "wasted_tokens",
+    "LossPlot", "training_memory", "wasted_tokens",
 ]
