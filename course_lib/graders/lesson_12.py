@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COLUMNS = ("bits_per_character", "memory_mb", "estimated_mb", "first_token_ms", "tokens_per_second", "spread")
 PROMPTS = ["Where does the river end?", "Name a colour."]
 TEXTS = ["The thing in the north is the thinnest of the three.", "Nothing there lasts: the wind, the rain, the thaw."]
-NEW_TOKENS, RUNS, WAIT = 5, 2, 0.15  # WAIT: seconds that the slow reader needs for a prompt
+NEW_TOKENS, RUNS, WAIT = 5, 2, 0.1  # WAIT: seconds that the slow reader needs for a prompt
 FAILURE = "no room on this device"
 
 
