@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("bits_per_character", "memory_mb", "estimated_mb", "first_token_ms", "tokens_per_second", "spread")
 PROMPTS = ["Where does the river end?", "Name a colour."]
-TEXTS = ["The thing in the north is the thinnest of the three.", "Nothing there lasts: the wind, the rain, the thaw."]
+TEXTS = ["The thing in the north is the thinnest of the three.", "Oh, 7!"]
 NEW_TOKENS, RUNS, WAIT = 5, 2, 0.1  # WAIT: seconds that the slow reader needs for a prompt
 FAILURE = "no room on this device"
 
@@ -33,7 +33,8 @@ class Candidate:
         return f"<load {self.name}>"
 
     def __call__(self):
-        gc.collect()
+        if any(model() is not None for _, model in self.log["made"]):
+            gc.collect()  # what is left now is not only waiting for the collector
         self.log["together"] += [(other, self.name) for other, model in self.log["made"] if model() is not None]
         self.log["calls"].append(self.name)
         if self.make is None:
