@@ -137,9 +137,10 @@ def test_commands_start_what_they_should(clone, programs):
     assert {"--LabApp.default_url=/lab/tree/notebooks/ko/01_first.ipynb", "--no-browser"} < set(programs[-1])
     assert course.main(["test", "--quick"]) == 0
     assert programs[-2][1:] == ["-m", "ruff", "check", "."]
-    assert programs[-1][1:] == ["-m", "pytest", "tests"]
+    assert programs[-1][1:4] == ["-m", "pytest", "tests"]
     assert course.main(["test"]) == 0
-    assert {"tests", "notebooks", "--nbval", "--nbval-current-env"} < set(programs[-1])
+    assert programs[-2][1:4] == ["-m", "pytest", "tests"]
+    assert {"notebooks", "--nbval", "--nbval-current-env"} < set(programs[-1])
     assert course.main(["bench"]) == 0
     assert programs[-1][1:] == ["-m", "course_lib.bench"]
 
@@ -152,9 +153,17 @@ def test_exit_status_is_passed_on(clone, programs, monkeypatch):
         course.main(["run", "01"])
 
 
-def test_bad_style_fails_the_tests_that_pass(clone, programs, monkeypatch):
-    monkeypatch.setattr(course, "call", lambda command, env, patient=False: int("ruff" in command))
+@pytest.mark.parametrize("failing", ["ruff", "tests", "notebooks"])
+def test_any_failure_fails_the_tests(failing, clone, monkeypatch):
+    started = []
+
+    def call(command, env, patient=False):
+        started.append(command[2:4])
+        return int(failing in command)
+
+    monkeypatch.setattr(course, "call", call)
     assert course.main(["test"]) == 1
+    assert started[-3:] == [["ruff", "check"], ["pytest", "tests"], ["pytest", "notebooks"]]
 
 
 def test_ctrl_c(clone, monkeypatch, capsys):

@@ -160,7 +160,7 @@ def test_a_wheel_holds_data_and_strings(tmp_path):
     """Build for real, from a copy, without the network."""
     copy = tmp_path / "copy"
     for name in ("pyproject.toml", "README.md", "LICENSE", "LICENSE-CONTENT", "course_lib/**/*.py", "course_lib/*.json",
-                 "data/*"):
+                 "data/**/*"):
         for path in ROOT.glob(name):
             if path.is_file():
                 target = copy / path.relative_to(ROOT)
@@ -171,6 +171,6 @@ def test_a_wheel_holds_data_and_strings(tmp_path):
     names = zipfile.ZipFile(next(tmp_path.glob("course_lib-*.whl"))).namelist()
     assert all(path.relative_to(ROOT).as_posix() in names for path in (ROOT / "course_lib").rglob("*.py"))
     assert "course_lib/strings.json" in names and "course_lib/data/catalog.json" in names
-    for path in (ROOT / "data").iterdir():
+    for path in (ROOT / "data").rglob("*"):
         if path.is_file():
-            assert f"course_lib/data/{path.name}" in names
+            assert f"course_lib/{path.relative_to(ROOT).as_posix()}" in names
