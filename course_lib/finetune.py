@@ -14,19 +14,20 @@ import hashlib
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from . import catalog, loading, memory
 from .fused_loss import Head, head_loss, labelled
 from .runtime import check_choice, profile, silenced, write_json
-from .training import LabelledCollator, answer_loss, defaults, fast_attention, linear_layers, tokenize_chat
+from .training import LabelledCollator, answer_loss, defaults, fast_attention, linear_layers, tokenize_chat, unpack_4bit
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -74,12 +75,23 @@ class AnswerTrainer(SFTTrainer):
         return (loss, None) if return_outputs else loss
 
 
+class _Report(TrainerCallback):
+    """Hands the loss of each step to a function, before the step's checkpoint is written."""
+
+    def __init__(self, on_step: Callable[[int, float], None]) -> None:
+        self._on_step = on_step
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if logs and "loss" in logs:
+            self._on_step(state.global_step, logs["loss"])
+
+
 def finetune(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, *, method: str = "lora",
     output_dir: str | Path | None = None, eval_dataset: Dataset | None = None, rank: int = 16, alpha: int | None = None,
     target_modules: str | list[str] = "all-linear", epochs: float = 1.0, max_steps: int = -1,
     learning_rate: float | None = None, batch_size: int | None = None, accumulation: int = 1, max_length: int = 1024,
-    seed: int = 0, **settings: object,
+    seed: int = 0, on_step: Callable[[int, float], None] | None = None, **settings: object,
 ) -> FinetuneResult:
     """Train a chat model on conversations, with the loss on the answers only.
 
@@ -93,6 +105,8 @@ def finetune(
         target_modules: names of the layers that get an adapter, or "all-linear": all but the LM head.
         batch_size, accumulation: samples of one forward pass (by default the profile's) and passes of one step.
         max_length: of a sample in tokens; a longer one is an error, not cut.
+        on_step: called after each step with its number, from 1, and its loss, such as a `show.LossPlot`; what it raises
+            ends the run.
         settings: anything else of SFTConfig, such as `activation_checkpointing=True`, `warmup_steps=10`.
 
     Raises:
@@ -116,10 +130,13 @@ def finetune(
     with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
         arguments = SFTConfig(str(place), **plan)  # before the model is touched: a wrong setting is an error
         before = None if held_out is None else answer_loss(model, held_out)
+        if method == "qlora":
+            unpack_4bit(model)
         if method != "full":
             model = _with_adapters(model, method, rank, alpha, target_modules, seed)
         trainer = AnswerTrainer(model, arguments, train_dataset=samples, processing_class=tokenizer,
-                                data_collator=LabelledCollator(tokenizer.pad_token_id))
+                                data_collator=LabelledCollator(tokenizer.pad_token_id),
+                                callbacks=[_Report(on_step)] if on_step else None)
         trainer.remove_callback(PrinterCallback)  # the losses are in the result
         started = time.perf_counter()
         _train(trainer, place)

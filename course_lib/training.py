@@ -200,6 +200,20 @@ def defaults(model: PreTrainedModel) -> dict[str, object]:
     }
 
 
+def unpack_4bit(model: PreTrainedModel) -> None:
+    """Bring 4-bit weights back to the layout that has gradients.
+
+    At the first forward pass in evaluation mode bitsandbytes (0.50) packs them for a CPU with AVX-512 BF16; the product with
+    packed weights has no backward pass, and training would go on without an error and learn nothing. The way back rounds the
+    scales anew, to 8 bits.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit) and getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+            layer.state_dict()  # unpacks
+
+
 def linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
     """The linear layers by name, without the LM head."""
     import torch
