@@ -23,6 +23,8 @@ def comparison_bars(table: DataFrame) -> Figure:
 
     titles = {"bits_per_character": "show.capstone.bits", "memory_mb": "show.capstone.memory",
               "first_token_ms": "show.capstone.first", "tokens_per_second": "show.capstone.rate"}
+    if "estimated_mb" in table.columns:
+        titles["memory_mb"] = "show.capstone.memory_estimated"
     columns = [column for column in titles if column in table.columns]
     figure, panels = subplots(2.6 * len(columns) + 1, 0.45 * len(table) + 1.2, len(columns))
     for colour, column, axes in zip(COLOURS, columns, panels, strict=False):
