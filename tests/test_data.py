@@ -332,3 +332,22 @@ def test_a_trainer_follows_the_curriculum_and_resumes(tiny, tmp_path):
     resumed = trainer()
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert resumed.seen == {step: expected[step] for step in (3, 4, 5)}
+
+
+# --- the messages of lesson 12 -----------------------------------------------------------------------------------
+
+def test_tickets_are_labelled_by_what_they_say_and_repeat_only_on_purpose():
+    tickets = stored("tickets.jsonl")
+    assert [record["id"] for record in tickets] == [f"ticket-{number:03}" for number in range(1, 73)]
+    topics = ("delivery", "return", "payment", "account")
+    assert Counter(record["topic"] for record in tickets[:64]) == dict.fromkeys(topics, 16)
+    for record in tickets:
+        assert list(record) == ["id", "topic", "en", "ko", "answer"]
+        for lang in runtime.LANGUAGES:
+            numbers = set(re.findall(r"N-\d{4}", record[lang]))
+            assert json.loads(record["answer"]) == {"topic": record["topic"], "order": min(numbers, default=None)}
+            assert len(numbers) <= 1 and filters.language_share(re.sub(r"N-\d+", "", record[lang]), lang) > 0.9
+    for lang in runtime.LANGUAGES:
+        groups = filters.near_duplicates([record[lang] for record in tickets], threshold=0.5)
+        assert [len(group) for group in groups] == [2] * 8 and {group[1] for group in groups} == set(range(64, 72))
+        assert all(tickets[first]["answer"] == tickets[second]["answer"] for first, second in groups)

@@ -16,6 +16,12 @@ MAPPING = pd.DataFrame({"open_s": [0.1, 0.2], "open_mb": [1.0, 150.0], "used_mb"
                        index=["mapped", "read"])
 
 
+COMPARED = pd.DataFrame(
+    {"bits_per_character": [1.1, 1.2, None], "memory_mb": [269.0, 110, None], "estimated_mb": [269.0, 110, None],
+     "first_token_ms": [65.0, 64, None], "tokens_per_second": [25.0, 35, None], "spread": [1.0, 2, None]},
+    index=["bf16", "nf4", "absent"])
+
+
 class Letters:
     """Stands in for a tokenizer: token i is a letter."""
 
@@ -53,6 +59,11 @@ def pictures():
         "size_against_perplexity": lambda: show.size_against_perplexity(pd.DataFrame(
             {"file_mb": [269.0, 164, 145], "perplexity": [53.5, 53.9, 53.6], "tokens_per_second": [27.0, 18, 93]},
             index=["bf16", "int8", "Q8_0"])),
+        "comparison_bars": lambda: show.comparison_bars(COMPARED),
+        "comparison_bars, speed alone": lambda: show.comparison_bars(COMPARED[["tokens_per_second"]].dropna()),
+        "before_and_after": lambda: show.before_and_after(
+            {"domain": {"before": 0.25, "after": 0.8, "gain": 0.55, "low": 0.3, "high": 0.75},
+             "한국어": {"before": 0.5, "after": 0.1, "gain": -0.4, "low": -0.6, "high": -0.2}}),
         "layer_influences": lambda: show.layer_influences([1.0, 0.1, 0.03, 0.2], [0, 3]),
         "distillation_terms": lambda: show.distillation_terms(Letters(), torch.linspace(0, 3, 20), torch.zeros(20), 19),
         "student_bars": lambda: show.student_bars({text(f"lesson05.{way}"): [2.0, 1.9] for way in ("labels", "teacher")}),

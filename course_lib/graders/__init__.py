@@ -14,11 +14,12 @@ from . import (
     lesson_09,
     lesson_10,
     lesson_11,
+    lesson_12,
 )
 from .grading import Grade, check, exercises
 
 __all__ = [
     "Grade", "check", "exercises",
     "lesson_01", "lesson_02", "lesson_03", "lesson_04", "lesson_05", "lesson_06", "lesson_07", "lesson_08",
-    "lesson_09", "lesson_10", "lesson_11",
+    "lesson_09", "lesson_10", "lesson_11", "lesson_12",
 ]

@@ -6,6 +6,7 @@ on cases of its own, so that a constant that fits the example in the lesson does
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -99,3 +100,27 @@ def numbers(answer: object, cases: list[tuple[tuple, float]], hint_key: str, tol
         if not math.isclose(number, expected, rel_tol=tolerance, abs_tol=1e-12):
             return hint_key, {"arguments": shown(arguments), "result": f"{number:.6g}"}
     return None
+
+
+def attempt(made: object, method: str, *arguments: object) -> tuple[object, Hint]:
+    """A method of the learner's object called, or the hint that says why it could not be (lesson 12)."""
+    function = getattr(made, method, None)
+    if not callable(function):
+        return None, ("check.12.methods", {"method": method, "type": type(made).__name__})
+    try:
+        result = function(*arguments)
+    except NotImplementedError:
+        return None, ("check.12.unwritten", {"method": method})
+    except Exception as error:  # whatever a learner's code raises is what the learner should read
+        return None, ("check.12.raised", {"method": method, "error": f"{type(error).__name__}: {error}"})
+    return (result, None) if result is not None else (None, ("check.12.returned_none", {"method": method}))
+
+
+def numbers_in(report: str) -> list[float]:
+    """Every number in a text, thousands separators taken out."""
+    return [float(found.replace(",", "")) for found in re.findall(r"\d[\d,]*\.?\d*(?:e[+-]?\d+)?", report)]
+
+
+def holds(numbers: list[float], value: float) -> bool:
+    """Whether one of the numbers is this value, rounded as people round."""
+    return any(abs(number - abs(value)) <= max(0.06 * abs(value), 0.006) for number in numbers)

@@ -5,6 +5,7 @@ state beside it: a viewer without a kernel (a code host's preview, a printout) s
 """
 from .architectures import cache_lines, head_groups, maps, parameter_shares, soft_cap_curves
 from .canvas import COLOURS, display_with_fallback, explorer, png, use_korean_font
+from .capstone import before_and_after, comparison_bars
 from .data import filter_funnel, pacing_curves, run_losses
 from .deployment import layer_split, mapping_bars, near_ties
 from .distillation import (
@@ -26,6 +27,7 @@ from .training import LossPlot, training_memory, wasted_tokens
 __all__ = [
     "COLOURS", "display_with_fallback", "explorer", "png", "use_korean_font",
     "cache_lines", "head_groups", "maps", "parameter_shares", "soft_cap_curves",
+    "before_and_after", "comparison_bars",
     "layer_split", "mapping_bars", "near_ties",
     "distillation_curves", "distillation_explorer", "distillation_terms", "growth_lines", "layer_influences", "student_bars",
     "score_bars", "score_spread",
