@@ -53,6 +53,7 @@ def _converter() -> ModuleType:
         package = ModuleType(name)
         package.__path__ = [str(folder)]
         sys.modules[name] = package
+    sys.modules["mistral_common"] = None  # of gguf and the converter; takes seconds, for files without tokenizer.json
     sys.path.insert(0, str(root / "export" / "export_to_gguf"))
     logging.disable(logging.WARNING)
     return importlib.import_module("conversion")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from .calibration import watch_inputs
 from .exporting import as_folder, replacing, run_module
-from .gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from .gguf_header import GgufHeader, GgufTensor, import_gguf, read_gguf_header
 from .loading import load
 from .runtime import check_choice
 
@@ -101,9 +101,9 @@ def _precision(folder: Path) -> str:
 
 def _quantize(source: Path, target: Path, quantization: str, importance: dict[str, np.ndarray]) -> None:
     """Copy a GGUF in F32, F16 or BF16 tensor by tensor, each in the type that the quantization gives it."""
-    import gguf
     import numpy as np
 
+    gguf = import_gguf()
     header = read_gguf_header(source)
     importance = _by_gguf_name(importance, header.metadata)
     types = tensor_types(header, quantization, calibrated=bool(importance))
@@ -129,7 +129,7 @@ def _quantize(source: Path, target: Path, quantization: str, importance: dict[st
 
 
 def _copy_metadata(reader: GGUFReader, writer: GGUFWriter, quantization: str) -> None:
-    import gguf
+    gguf = import_gguf()
 
     written = {gguf.Keys.General.ARCHITECTURE, gguf.Keys.General.FILE_TYPE, gguf.Keys.General.QUANTIZATION_VERSION}
     for name, entry in reader.fields.items():
@@ -198,7 +198,7 @@ def _more_bits(name: str, metadata: dict, quantization: str, calibrated: bool) -
 
 
 def _by_gguf_name(importance: dict[str, np.ndarray], metadata: dict) -> dict[str, np.ndarray]:
-    import gguf
+    gguf = import_gguf()
 
     architecture = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[metadata["general.architecture"]]
     names = gguf.get_tensor_name_map(architecture, metadata[f"{metadata['general.architecture']}.block_count"])
@@ -211,8 +211,9 @@ def quantize_rows(weights: np.ndarray, kind: str, importance: np.ndarray | None 
     Args:
         importance: a weight of each column's error, (columns,).
     """
-    import gguf
     import numpy as np
+
+    gguf = import_gguf()
 
     number = gguf.GGMLQuantizationType[kind]
     function = _library_function()

@@ -12,14 +12,29 @@ from __future__ import annotations
 
 import mmap
 import struct
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from types import ModuleType
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _LONGEST_LIST = 64  # values of an array that are kept; of a longer one (the tokenizer's) only its length
+
+
+def import_gguf() -> ModuleType:
+    """The package gguf, without mistral_common: it would import that for Mistral's own tokenizer files, which takes seconds."""
+    if "mistral_common" not in sys.modules:
+        sys.modules["mistral_common"] = None
+        try:
+            import gguf
+        finally:
+            del sys.modules["mistral_common"]
+    import gguf
+
+    return gguf
 
 
 @dataclass(frozen=True)
@@ -136,12 +151,11 @@ class _Cursor:
         return GgufHeader(version, metadata, found, max((tensor.offset + tensor.size for tensor in found), default=self.at))
 
     def tensor(self) -> tuple[str, tuple[int, ...], str, int, int]:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
+        gguf = import_gguf()
         name, dimensions = self.text(), self.take("I")
         if dimensions > 8:
             raise ValueError(f"tensor {name!r} has {dimensions} dimensions")
         shape = tuple(self.take("Q") for _ in range(dimensions))[::-1]  # ggml counts from the innermost
-        kind = GGMLQuantizationType(self.take("I"))
-        values, size = GGML_QUANT_SIZES[kind]
+        kind = gguf.GGMLQuantizationType(self.take("I"))
+        values, size = gguf.GGML_QUANT_SIZES[kind]
         return name, shape, kind.name, self.take("Q"), prod(shape) // values * size
