@@ -353,7 +353,7 @@ def test(args):
     """
     env = set_up(args.wheelhouse)
     env.setdefault("COURSE_PROFILE", "cpu")
-    env["TOKENIZERS_PARALLELISM"] = "false"
+    env.update(TOKENIZERS_PARALLELISM="false", COURSE_QUIET="1")  # progress bars would be outputs of the notebooks
     fetch_model(env)
     statuses = [call([venv_python(), "-m", "ruff", "check", "."], env)]
     pytest = [venv_python(), "-m", "pytest"]
