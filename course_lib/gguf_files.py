@@ -214,7 +214,6 @@ def quantize_rows(weights: np.ndarray, kind: str, importance: np.ndarray | None 
     import numpy as np
 
     gguf = import_gguf()
-
     number = gguf.GGMLQuantizationType[kind]
     function = _library_function()
     if kind in PLAIN or function is None:

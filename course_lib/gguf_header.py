@@ -15,6 +15,7 @@ import struct
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ _STRING, _ARRAY = 8, 9
 _LONGEST_LIST = 64  # values of an array that are kept; of a longer one (the tokenizer's) only its length
 
 
+@cache
 def import_gguf() -> ModuleType:
     """The package gguf, without mistral_common: it would import that for Mistral's own tokenizer files, which takes seconds."""
     if "mistral_common" not in sys.modules:

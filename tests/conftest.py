@@ -40,6 +40,16 @@ def english():
     runtime.set_language("en")
 
 
+@pytest.fixture
+def shown(monkeypatch):
+    """The list of what notebooks would display from now on."""
+    import IPython.display
+
+    found = []
+    monkeypatch.setattr(IPython.display, "display", lambda data, raw: found.append(data))
+    return found
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """A folder with a random two-layer Llama (tied embeddings) and a byte-level tokenizer with a ChatML template."""

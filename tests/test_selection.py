@@ -232,11 +232,7 @@ def test_the_widget_goes_through_its_states():
     assert len(seen) == 10
 
 
-def test_the_widget_speaks_korean_and_has_its_picture(monkeypatch):
-    import IPython.display
-
-    shown = []
-    monkeypatch.setattr(IPython.display, "display", lambda data, raw: shown.append(data))
+def test_the_widget_speaks_korean_and_has_its_picture(shown):
     runtime.set_language("ko")
     show.use_korean_font()
     box = show.selection_explorer()

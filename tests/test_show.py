@@ -168,11 +168,7 @@ def test_the_level_widget_redraws_for_every_control():
     assert len(seen) == 4
 
 
-def test_a_widget_carries_its_picture_for_viewers_without_a_kernel(monkeypatch):
-    import IPython.display
-
-    shown = []
-    monkeypatch.setattr(IPython.display, "display", lambda data, raw: shown.append(data))
+def test_a_widget_carries_its_picture_for_viewers_without_a_kernel(shown):
     show.display_with_fallback(show.sampling_explorer(Letters(), torch.linspace(0, 3, 20)))
     assert "image/png" in shown[0] and "application/vnd.jupyter.widget-view+json" in shown[0]
 

@@ -116,6 +116,14 @@ def attempt(made: object, method: str, *arguments: object) -> tuple[object, Hint
     return (result, None) if result is not None else (None, ("check.12.returned_none", {"method": method}))
 
 
+def attempt_report(made: object) -> tuple[str, Hint]:
+    """What `report()` of the learner's object returns, or the hint that says why that is no text."""
+    report, hint = attempt(made, "report")
+    if hint or isinstance(report, str):
+        return report, hint
+    return "", ("check.12.not_text", {"type": type(report).__name__})
+
+
 def numbers_in(report: str) -> list[float]:
     """Every number in a text, thousands separators taken out."""
     return [float(found.replace(",", "")) for found in re.findall(r"\d[\d,]*\.?\d*(?:e[+-]?\d+)?", report)]

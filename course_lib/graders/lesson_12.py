@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from . import lesson_12_proof  # noqa: F401 - registers exercise 12.2
-from .grading import Hint, attempt, call, grader, holds, numbers_in
+from .grading import Hint, attempt, attempt_report, call, grader, holds, numbers_in
 from .tiny import slow_to_read, tiny_model, tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ PROMPTS = ["Where does the river end?", "Name a colour."]
 TEXTS = ["The thing in the north is the thinnest of the three.", "Oh, 7!"]
 NEW_TOKENS, RUNS, WAIT = 5, 2, 0.1  # WAIT: seconds that the slow reader needs for a prompt
 FAILURE = "no room on this device"
-
 
 
 class Candidate:
@@ -174,11 +173,9 @@ def _speed(table: DataFrame) -> Hint:
 
 
 def _report(made: object, table: DataFrame) -> Hint:
-    report, hint = attempt(made, "report")
+    report, hint = attempt_report(made)
     if hint:
         return hint
-    if not isinstance(report, str):
-        return "check.12.not_text", {"type": type(report).__name__}
     rows = [line for line in report.splitlines() if line.lstrip().startswith("|")]
     for name in table.index:
         if not any(name in row for row in rows):

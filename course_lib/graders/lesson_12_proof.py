@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from .grading import Hint, attempt, call, grader, holds, numbers_in
+from .grading import Hint, attempt, attempt_report, call, grader, holds, numbers_in
 
 OUTSIDE = [{"question": f"An everyday question, number {number}?", "answer": f"outside {number}"} for number in range(24)]
 
@@ -178,11 +178,9 @@ def _pretended(trained: bool) -> Pretended:
 
 
 def _proof(made: object, result: dict) -> Hint:
-    report, hint = attempt(made, "report")
+    report, hint = attempt_report(made)
     if hint:
         return hint
-    if not isinstance(report, str):
-        return "check.12.not_text", {"type": type(report).__name__}
     found = numbers_in(report)
     found += [number / 100 for number in found]  # percent
     for part in ("domain", "outside"):
