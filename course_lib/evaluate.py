@@ -172,10 +172,11 @@ def _run(
     loaded = tasks.load(names)
     prepared = tasks.prepare(loaded, num_fewshot, SEED)
     from lm_eval import evaluate  # after `load`, which says so if it is missing
-    from lm_eval.models.huggingface import HFLM
+
+    from .shared_context import SharedContextLM
 
     runtime.set_seed(SEED)
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    wrapped = SharedContextLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     found = evaluate(wrapped, prepared, bootstrap_iters=1000, fewshot_as_multiturn=True, **settings)
     table = pd.DataFrame([row for one in loaded for row in tasks.rows(one, found)], columns=COLUMNS)
     table.attrs["answers"] = _Answers(row for name, some in found["samples"].items() for row in tasks.questions(name, some))

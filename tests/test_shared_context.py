@@ -1,0 +1,56 @@
+"""A context computed once gives the harness's own scores, in its order."""
+import pytest
+import torch
+
+pytest.importorskip("lm_eval")
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+
+from course_lib.shared_context import SharedContextLM  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CONTEXT = "Question: Which unit measures resistance?\nAnswer:"
+
+
+def scores(kind, tiny, pairs):
+    model, tokenizer = tiny
+    wrapped = kind(pretrained=model, tokenizer=tokenizer, batch_size=4)
+    requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
+    return wrapped.loglikelihood(requests, disable_tqdm=True)
+
+
+@pytest.mark.parametrize("pairs", [
+    [(CONTEXT, " Ohm"), (CONTEXT, " Volt"), (CONTEXT, " Watt"), (CONTEXT, " Ampere")],
+    [(CONTEXT, "A"), (CONTEXT, "B"), (CONTEXT, "A")],  # a token each
+    [("Is it?", " yes"), (CONTEXT, " Ohm"), ("Is it?", " no"), ("Alone.", " So"), (CONTEXT, " V")],  # mixed, out of order
+    [("물은 섭씨", " 100도"), ("물은 섭씨", " 0도에서")],
+    [("long " * 60, " one"), ("long " * 60, " another")],  # more than the model's 256 tokens
+    [("", "no context"), ("", "none")],
+], ids=["choices", "letters", "mixed", "korean", "too long", "empty"])
+def test_scores_are_the_harnesss(pairs, tiny):
+    expected, found = scores(HFLM, tiny, pairs), scores(SharedContextLM, tiny, pairs)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], rel=1e-4)
+
+
+def test_what_greedy_decoding_writes_is_marked(tiny):
+    model, tokenizer = tiny
+    ids = tokenizer(CONTEXT, return_tensors="pt")["input_ids"]
+    for _ in range(3):
+        ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+    written = tokenizer.decode(ids[0, -3:])
+    if tokenizer(CONTEXT + written)["input_ids"] != ids[0].tolist():
+        pytest.skip("the three tokens are no text of their own")
+    (_, greedy), (_, other) = scores(SharedContextLM, tiny, [(CONTEXT, written), (CONTEXT, " Ohm")])
+    assert greedy and not other
+
+
+def test_a_shared_context_runs_once(tiny, monkeypatch):
+    model, _ = tiny
+    seen = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda *args, **options: (
+        seen.append((args[0] if args else options["input_ids"]).numel()), forward(*args, **options))[1])
+    scores(SharedContextLM, tiny, [(CONTEXT, " Ohm"), (CONTEXT, " Volt"), (CONTEXT, " Watt")])
+    context = len(CONTEXT.encode())  # the tiny tokenizer is one of bytes
+    assert seen == [context, 3 * len("Volt")]  # without the last token of each choice
