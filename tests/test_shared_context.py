@@ -35,14 +35,15 @@ def test_scores_are_the_harnesss(pairs, tiny):
 
 def test_what_greedy_decoding_writes_is_marked(tiny):
     model, tokenizer = tiny
-    ids = tokenizer(CONTEXT, return_tensors="pt")["input_ids"]
+    context = tokenizer(CONTEXT)["input_ids"]
+    ids = torch.tensor([context])
     for _ in range(3):
         ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
-    written = tokenizer.decode(ids[0, -3:])
-    if tokenizer(CONTEXT + written)["input_ids"] != ids[0].tolist():
-        pytest.skip("the three tokens are no text of their own")
-    (_, greedy), (_, other) = scores(SharedContextLM, tiny, [(CONTEXT, written), (CONTEXT, " Ohm")])
-    assert greedy and not other
+    written = ids[0, -3:].tolist()
+    other = [*written[:2], (written[2] + 1) % 256]
+    requests = [((CONTEXT, ""), context, choice) for choice in (written, other)]  # tokens: they need be no text
+    wrapped = SharedContextLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
+    assert [greedy for _, greedy in wrapped._loglikelihood_tokens(requests, disable_tqdm=True)] == [True, False]
 
 
 def test_a_shared_context_runs_once(tiny, monkeypatch):
@@ -54,3 +55,16 @@ def test_a_shared_context_runs_once(tiny, monkeypatch):
     scores(SharedContextLM, tiny, [(CONTEXT, " Ohm"), (CONTEXT, " Volt"), (CONTEXT, " Watt")])
     context = len(CONTEXT.encode())  # the tiny tokenizer is one of bytes
     assert seen == [context, 3 * len("Volt")]  # without the last token of each choice
+
+
+def test_batches_hold_questions(tiny, monkeypatch):
+    """Ten questions of two choices, at four a batch: three runs, in which contexts of different lengths stay apart."""
+    model, _ = tiny
+    batches = []
+    score = SharedContextLM._score
+    monkeypatch.setattr(SharedContextLM, "_score", lambda self, contexts, choices: (
+        batches.append(len(contexts)), score(self, contexts, choices))[1])
+    pairs = [(f"{'How ' * index}many?", choice) for index in range(10) for choice in (" one", " eleven")]
+    assert [value for value, _ in scores(SharedContextLM, tiny, pairs)] == pytest.approx(
+        [value for value, _ in scores(HFLM, tiny, pairs)], rel=1e-4)
+    assert batches == [4, 4, 2]
