@@ -92,7 +92,7 @@ def push(
 
     Args:
         folder: holds an adapter and a card (`write_card`).
-        repo_id: "owner/name".
+        repo_id: "owner/name"; the card that is sent says so where `write_card` could only write OWNER/NAME.
         consent: only True uploads; without it no token is looked for and nobody is contacted.
         token: with the right to write; by default the one of `hf auth login` or HF_TOKEN. It is never printed or stored.
         endpoint: of another Hub than huggingface.co.
@@ -121,7 +121,9 @@ def push(
         api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not api.model_info(repo_id).private:
             raise ValueError(f"{repo_id} exists and is public; choose another name, or say private=False")
-        api.create_commit(repo_id, [CommitOperationAdd(path.name, path) for path in files],
+        card = (folder / "README.md").read_text(encoding="utf-8").replace("OWNER/NAME", repo_id)  # known only now
+        content = {path.name: path for path in files} | {"README.md": card.encode()}
+        api.create_commit(repo_id, [CommitOperationAdd(name, what) for name, what in content.items()],
                           commit_message="Adapter and model card")
     return f"{api.endpoint}/{repo_id}"
 

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import random
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -97,9 +98,13 @@ def data_dir() -> Path:
 
 def set_seed(seed: int = 0) -> None:
     """Seed Python's, NumPy's and torch's generators, on the CPU and on every GPU."""
-    import transformers
+    import numpy
+    import torch
 
-    transformers.set_seed(seed)
+    # as transformers.set_seed does, but that imports peft and bitsandbytes: a second at the start of every lesson
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def quiet() -> None:

@@ -179,7 +179,11 @@ def test_an_upload(published, stand_in, capfd, caplog, tmp_path):
     assert [next(i for i, path in enumerate(paths) if step in path) for step in steps] == sorted(
         next(i for i, path in enumerate(paths) if step in path) for step in steps)
     names = {"README.md", "adapter_config.json", "adapter_model.safetensors", "base_model.json"}
-    assert stand_in.files == {name: (published / name).read_bytes() for name in names}  # no checkpoint, no notes
+    sent_card = stand_in.files.pop("README.md").decode()
+    assert 'dtype="bfloat16"), "owner/adapter")' in sent_card and "OWNER/NAME" not in sent_card
+    assert sent_card == (published / "README.md").read_text("utf-8").replace("OWNER/NAME", "owner/adapter")
+    # no checkpoint, no notes
+    assert stand_in.files == {name: (published / name).read_bytes() for name in names - {"README.md"}}
     assert stand_in.authorisations == {f"Bearer {TOKEN}"}
     digest = hashlib.sha256((published / "adapter_model.safetensors").read_bytes()).hexdigest()
     assert ("PUT", f"/storage/{digest}") in stand_in.calls

@@ -43,7 +43,7 @@ def comparison_bars(table: DataFrame) -> Figure:
         axes.set_yticks(range(len(table)), [str(name) for name in table.index] if axes is panels[0] else [])
         axes.invert_yaxis()
         axes.set_xlim(0, 1.4 * most)
-        axes.set_title(text(titles[column]), fontsize=10)
+        axes.set_title(text(titles[column]), fontsize=10, linespacing=1.4)
     return figure
 
 

@@ -55,7 +55,7 @@ def score_spread(better: float, worse: float, sizes: Sequence[int] = (50, 1000))
         axes.set_xlim(100 * worse - 25, 100 * better + 25)
         axes.set_xlabel(text("show.evaluation.percent"))
         often = f"{100 * _overtakes(ways[worse], ways[better]):.0f}"
-        axes.set_title(text("show.evaluation.overlap", count=f"{size:,}", share=often), fontsize=10.5)
+        axes.set_title(text("show.evaluation.overlap", count=f"{size:,}", share=often), fontsize=10.5, linespacing=1.4)
     panels[-1].legend(frameon=False, title=text("show.evaluation.knows"))
     return figure
 
