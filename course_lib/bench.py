@@ -70,6 +70,25 @@ def package_figures() -> None:
               f"{result.tokens_per_second / base:.2f} |")
 
 
+def choices_figures(questions: int = 40) -> None:
+    """Scoring four choices of each question in English: the harness's own model class against ours, the same requests."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from . import bench_training, data
+    from .shared_context import SharedContextLM
+
+    model, tokenizer = loading.load(precision="fp32")
+    requests = [Instance("loglikelihood", {}, (f"Question: {row['question']}\nAnswer:", f" {choice}"), index)
+                for index, row in enumerate(data.load_choices("en").select(range(questions))) for choice in row["choices"]]
+    theirs, ours = (kind(pretrained=model, tokenizer=tokenizer, batch_size=8) for kind in (HFLM, SharedContextLM))
+    print(f"\n{bench_training.markdown([])}")
+    bench_training.compare(
+        f"multiple choice, {questions} questions of four choices: lm-evaluation-harness's `HFLM` against `harness`",
+        *(lambda side=side: bench_training.seconds(lambda: side.loglikelihood(requests, disable_tqdm=True))
+          for side in (theirs, ours)))
+
+
 def write_training_figures() -> None:
     """Run `bench_training`; build/bench.json and build/growth.<lang>.png are complete or not there."""
     from . import bench_training, show
@@ -92,6 +111,7 @@ def main() -> int:
     runtime.quiet()
     print(f"Machine: {machine()}\n")
     package_figures()
+    choices_figures()
     bench_routes.run()
     write_training_figures()
     if args.quick:
