@@ -1,6 +1,6 @@
 """The figures of the README: what the package saves against the code that tutorials show, as ratios in one run.
 
-    python course.py bench                the package, routes, training against what people copy, then every lesson (45 minutes)
+    python course.py bench                the package, routes, scoring, training, then every lesson (45 minutes)
     python -m course_lib.bench --quick    without the lessons (35 minutes)
 
 Prints Markdown, first of all the machine: seconds of another machine mean nothing, ratios a little more. The training
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 from . import bench_routes, decode, default_model, execution, lessons, loading, runtime
 
@@ -71,22 +72,25 @@ def package_figures() -> None:
 
 
 def choices_figures(questions: int = 40) -> None:
-    """Scoring four choices of each question in English: the harness's own model class against ours, the same requests."""
+    """Scoring the four choices of each question: the harness's own model class against ours, the same requests."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     from . import bench_training, data
     from .shared_context import SharedContextLM
 
-    model, tokenizer = loading.load(precision="fp32")
-    requests = [Instance("loglikelihood", {}, (f"Question: {row['question']}\nAnswer:", f" {choice}"), index)
-                for index, row in enumerate(data.load_choices("en").select(range(questions))) for choice in row["choices"]]
-    theirs, ours = (kind(pretrained=model, tokenizer=tokenizer, batch_size=8) for kind in (HFLM, SharedContextLM))
+    with runtime.silenced():
+        model, tokenizer = loading.load(precision="fp32")
+        theirs, ours = (kind(pretrained=model, tokenizer=tokenizer, batch_size=8) for kind in (HFLM, SharedContextLM))
     print(f"\n{bench_training.markdown([])}")
-    bench_training.compare(
-        f"multiple choice, {questions} questions of four choices: lm-evaluation-harness's `HFLM` against `harness`",
-        *(lambda side=side: bench_training.seconds(lambda: side.loglikelihood(requests, disable_tqdm=True))
-          for side in (theirs, ours)))
+    for lang, language in (("en", "English"), ("ko", "Korean")):
+        rows = data.load_choices(lang).select(range(questions))
+        requests = [Instance("loglikelihood", {}, (row["question"], f" {choice}"), index)
+                    for index, row in enumerate(rows) for choice in row["choices"]]
+        bench_training.compare(
+            f"{questions} {language} questions of four choices: lm-evaluation-harness's own scoring against ours",
+            *(partial(bench_training.seconds, partial(side.loglikelihood, requests, disable_tqdm=True))
+              for side in (theirs, ours)))
 
 
 def write_training_figures() -> None:

@@ -28,7 +28,9 @@ class SharedContextLM(HFLM):
         for place, (_, context, choice) in enumerate(requests):
             if len(context) + len(choice) <= self.max_length:
                 groups.setdefault(tuple(context), []).append(place)
-        shared = sorted((context for context in groups if len(groups[context]) > 1), key=len)  # little padding in a batch
+        lengths = {context: (max(len(requests[place][2]) for place in places), len(context))
+                   for context, places in groups.items() if len(places) > 1}
+        shared = sorted(lengths, key=lengths.get)  # alike in a batch, which then needs little padding
         found: dict[int, Score] = {}
         for start in range(0, len(shared), self.batch_size):
             batch = shared[start:start + self.batch_size]
