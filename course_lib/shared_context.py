@@ -2,8 +2,8 @@
 
 For a question with four choices lm-evaluation-harness runs the context through the model four times, and turns every position
 into logits over the whole vocabulary, of which it needs those of the choice. Here the context runs once and leaves its KV
-cache (lesson 03); in it the choices go on side by side, and only their positions get logits. The sums are the harness's own,
-but for rounding.
+cache; there the choices go on side by side, and only their positions get logits. The sums are the harness's own, but for
+rounding.
 """
 from __future__ import annotations
 
