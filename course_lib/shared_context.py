@@ -59,7 +59,7 @@ class SharedContextLM(HFLM):
             logits = torch.cat([logits, more], dim=1)
         likelihoods = logits.log_softmax(-1, dtype=self.softmax_dtype).gather(-1, tokens[..., None])[..., 0]
         greedy = (logits.argmax(-1) == tokens) | ~real
-        return list(zip((likelihoods * real).sum(-1).tolist(), greedy.all(-1).tolist(), strict=True))
+        return list(zip(likelihoods.masked_fill(~real, 0).sum(-1).tolist(), greedy.all(-1).tolist(), strict=True))
 
     def _padded(self, rows: Sequence[Sequence[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of different lengths as one tensor, padded on a side, and where it holds tokens of theirs."""
