@@ -107,7 +107,7 @@ def _quantize(source: Path, target: Path, quantization: str, importance: dict[st
     header = read_gguf_header(source)
     importance = _by_gguf_name(importance, header.metadata)
     types = tensor_types(header, quantization, calibrated=bool(importance))
-    reader = gguf.GGUFReader(source)
+    reader = _reader(source)
     writer = gguf.GGUFWriter(target, header.metadata["general.architecture"])
     try:
         _copy_metadata(reader, writer, quantization)
@@ -126,6 +126,22 @@ def _quantize(source: Path, target: Path, quantization: str, importance: dict[st
             writer.write_tensor_data(weights if same else quantize_rows(weights, kind.name, importance.get(tensor.name)))
     finally:
         writer.close()
+
+
+def _reader(path: Path) -> GGUFReader:
+    """gguf's reader on a plain view of the mapped file: slices of numpy.memmap are slow, and a vocabulary has many."""
+    import numpy as np
+
+    class PlainReader(import_gguf().GGUFReader):
+        @property
+        def data(self) -> np.ndarray:
+            return self._plain
+
+        @data.setter
+        def data(self, mapped: np.memmap) -> None:
+            self._plain = mapped.view(np.ndarray)
+
+    return PlainReader(path)
 
 
 def _copy_metadata(reader: GGUFReader, writer: GGUFWriter, quantization: str) -> None:
