@@ -190,7 +190,7 @@ def test_what_is_wrong_is_named(call, words):
 
 # --- chat format -------------------------------------------------------------------------------------------------
 
-def test_messages_are_what_trl_masks_the_prompt_of(tiny):
+def test_messages_are_what_trl_masks_the_prompt_of(tiny, tmp_path):
     """SFTTrainer itself builds the batch: labels on the answer and the end of the turn, nowhere else."""
     from trl import SFTConfig, SFTTrainer
 
@@ -198,7 +198,7 @@ def test_messages_are_what_trl_masks_the_prompt_of(tiny):
     dataset = data.to_messages(Dataset.from_dict({"question": ["Why?"], "answer": ["So."], "id": ["x"]}))
     assert dataset.to_list() == [{"prompt": [{"role": "user", "content": "Why?"}],
                                   "completion": [{"role": "assistant", "content": "So."}]}]
-    options = SFTConfig(report_to=[], use_cpu=True, disable_tqdm=True)
+    options = SFTConfig(str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True)
     trainer = SFTTrainer(model, options, train_dataset=dataset, processing_class=tokenizer)
     batch = next(iter(trainer.get_train_dataloader()))
     labelled = batch["labels"][0] != -100
