@@ -1,59 +1,63 @@
-"""Load a model in a precision that fits, and talk to it.
+"""Load a model in a given precision, and chat with it.
 
-`load` is `from_pretrained` with the checks that save an evening: the precision exists, the memory suffices
-before a single weight is read, and a hub that cannot be reached says so in one sentence. Remote code is never run.
-Built by hand in lesson 02.
+`load` adds checks to transformers' `from_pretrained`: whether the precision exists and, before any weight is
+read, whether the memory suffices. If the Hub cannot be reached, one sentence says so. Remote code is never
+run. Built by hand in lesson 02.
 """
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import default_model
-from .catalog import PRECISIONS
+from . import offline_models
+from .models.catalog import PRECISIONS, dtype_of
+from .models.memory import check_memory
 from .runtime import check_choice, profile, quiet, silenced
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
 QUANTIZED = ("int8", "nf4", "fp4")  # precisions that quantize while loading
 
+# arguments of `generate` for greedy decoding: they override sampling and penalties of the model's own config;
+# top_k has generate's default, because any other value would log a warning without sampling
+GREEDY = {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None,
+          "typical_p": 1.0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+
 
 def load(
-    name: str | Path = default_model.NAME, precision: str = "bf16", *, device: str | None = None, attn: str | None = None,
-    double_quant: bool = True, force: bool = False,
+    name: str | Path = offline_models.NAME, precision: str = "bf16", *, device: str | None = None,
+    attn_implementation: str | None = None, double_quant: bool = True, force: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model and its tokenizer, in evaluation mode.
+    """Load a causal language model, in evaluation mode, and its tokenizer.
 
     Args:
-        name: "smollm2-135m" (the default, from the cache), a hub id such as "Qwen/Qwen2.5-0.5B-Instruct", or a
-            folder that `save_pretrained` or `quantize` wrote, of a quantized model as well.
-        precision: "fp32", "fp16", "bf16", or through bitsandbytes "int8", "nf4", "fp4"
+        name: "smollm2-135m" (cached), a hub id such as "Qwen/Qwen2.5-0.5B-Instruct", or a folder that
+            `save_pretrained` or `cl.quantize` wrote.
+        precision: "fp32", "fp16", "bf16", or with bitsandbytes "int8", "nf4", "fp4"
             (https://huggingface.co/docs/transformers/quantization/bitsandbytes).
-        device: "cpu", "cuda", "cuda:1", …; the profile's by default.
-        attn: "eager", "sdpa" or "flash_attention_2"; by default what transformers chooses for the model.
-        double_quant: for nf4 and fp4, quantize the scales as well (QLoRA, section 3: 0.37 bit a weight less).
+        device: "cpu", "cuda", "cuda:1", …; by default the device of `cl.profile()`.
+        attn_implementation: "eager", "sdpa" or "flash_attention_2"; transformers chooses by default.
+        double_quant: for nf4 and fp4, quantize the scales too (0.37 bit less per weight, arXiv 2305.14314).
         force: load even if the memory does not seem to suffice.
 
     Raises:
-        ValueError: unknown precision, device or attention.
-        MemoryError: the estimate exceeds the free memory; says which precision would fit.
-        ConnectionError, PermissionError, LookupError: the hub is out of reach, the model is gated, there is no such model.
+        ValueError: unknown precision, device or attention, or a quantized folder would be quantized again.
+        MemoryError: the estimate exceeds the free memory; the message says which precision would fit.
+        ConnectionError, PermissionError, LookupError: the Hub is unreachable, the model gated or unknown.
         OSError: the files are damaged.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from . import int4  # noqa: F401 - teaches transformers the format of `quantize`'s 4-bit layers
+    from .models import int4  # noqa: F401 - registers the format of `cl.quantize` with transformers
 
     check_choice("precision", precision, PRECISIONS)
-    if attn is not None:
-        check_choice("attn", attn, ATTENTION)
+    if attn_implementation is not None:
+        check_choice("attn_implementation", attn_implementation, ATTENTION)
     device = _check_device(device)
     quiet()
     source = resolve(name)
@@ -61,38 +65,161 @@ def load(
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     _check_unquantized(str(name), config, precision)
     if not force:
-        _check_memory(str(name), config, precision, device, double_quant)
-    options = {"attn_implementation": attn} if attn else {}
+        check_memory(str(name), config, precision, device, double_quant=double_quant)
+    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if precision in QUANTIZED:  # even None would hide the quantization_config of a quantized folder
         options["quantization_config"] = _bitsandbytes(precision, double_quant)
     options |= _gguf(source)
-    # transformers draws a bar for the tensors of a GGUF file, whatever its settings say
+    # transformers draws a progress bar for a GGUF file even if its bars are disabled
     silence = silenced() if "gguf_file" in options else nullcontext()
     with _reading(source), silence:
-        model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype_of(precision), device_map=device,
-                                                     trust_remote_code=False, use_safetensors=True, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype_of(precision), device_map=device, trust_remote_code=False,
+            use_safetensors=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
 
 
+def resolve(name: str | Path) -> Path | str:
+    """Return a local folder as a Path or a hub id as a string; raises LookupError if it is neither."""
+    if name == offline_models.NAME:
+        return offline_models.folder()
+    if Path(name).is_dir():
+        return Path(name)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        return str(name)
+    raise LookupError(f"name is {str(name)!r}: no folder here has that name, and a hub id looks like "
+                      f"'owner/model'; the default model is {offline_models.NAME!r}")
+
+
+def refuse_quantized(model: PreTrainedModel, reason: str, remedy: str = "load it in bf16 or fp32") -> None:
+    """Raise a ValueError if the model's weights are packed in 8 or 4 bits.
+
+    `reason` ends the sentence "the model is quantized (nf4), and …"; `remedy` says what to do instead.
+    """
+    method = getattr(model, "quantization_method", None)
+    if method:
+        method = getattr(method, "value", method)  # a member of transformers' enumeration, or a string
+        raise ValueError(f"the model is quantized ({method}), and {reason}; {remedy}")
+
+
+def check_plain_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Raise a ValueError unless a model has 16- or 32-bit weights, no adapter, and a tokenizer beside it."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):  # a PeftModel is not one either
+        merge = hasattr(model, "peft_config")
+        hint = "merge its adapter first: cl.merge(model)" if merge else "give a folder, or a model of cl.load"
+        raise ValueError(f"model_or_folder is a {type(model).__name__}; {hint}")
+    if any("lora_" in name for name, _ in model.named_parameters()):
+        raise ValueError("the model has an adapter that is not merged; cl.merge(model) adds it to the "
+                         "weights")
+    refuse_quantized(model, "would be rounded a second time")
+    if tokenizer is None:
+        raise ValueError("tokenizer is missing: a model in memory has none, so pass tokenizer= as well")
+
+
+def chat(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+    prompt_or_messages: str | list[dict[str, str]], *, system: str | None = None, max_new_tokens: int = 128,
+    stream: bool = False, do_sample: bool = False, temperature: float | None = None,
+    top_p: float | None = None, top_k: int | None = None,
+) -> str:
+    """Return the model's answer, without the prompt and special tokens.
+
+    Decoding is greedy by default and ignores the model's own generation config, so the same prompt gives the
+    same answer. For sampling, pass do_sample=True, and call `cl.set_seed` before to repeat a draw.
+
+    Args:
+        prompt_or_messages: the user's text, or messages [{"role": "user", "content": "…"}, …].
+        system: a system prompt, put before the messages.
+        stream: print the answer while it is generated.
+        temperature, top_p, top_k: only with do_sample=True.
+
+    Raises:
+        ValueError: an empty prompt, a wrong role, or a sampling argument out of range or without do_sample.
+    """
+    import torch
+    from transformers import TextStreamer
+
+    messages = read_messages(prompt_or_messages, system)
+    sampling = _sampling(do_sample, temperature, top_p, top_k)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt",
+                                           return_dict=True).to(model.device)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
+    with torch.inference_mode():
+        output = model.generate(**inputs, **sampling, max_new_tokens=max_new_tokens, streamer=streamer,
+                                pad_token_id=tokenizer.pad_token_id)
+    return tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True).strip()
+
+
+def read_messages(
+    prompt_or_messages: str | list[dict[str, str]], system: str | None = None,
+) -> list[dict[str, str]]:
+    """Return the messages with the system prompt first; raises ValueError if they are empty or invalid."""
+    if isinstance(prompt_or_messages, str):
+        messages = [{"role": "user", "content": prompt_or_messages}] if prompt_or_messages.strip() else []
+    else:
+        messages = list(prompt_or_messages)
+    if not messages:
+        raise ValueError("prompt_or_messages is empty; ask something")
+    for message in messages:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise ValueError(f"prompt_or_messages holds {message!r}; a message has 'role' and 'content'")
+        check_choice("role", message["role"], ("system", "user", "assistant"))
+    if system is None:
+        return messages
+    if messages[0]["role"] == "system":
+        raise ValueError("system was given, but the messages already start with one; keep one of them")
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _sampling(do_sample: bool, temperature: float | None, top_p: float | None, top_k: int | None) -> dict:
+    """Return arguments of `generate` that override the model's own generation config."""
+    named = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    given = {key: value for key, value in named.items() if value is not None}
+    if given and not do_sample:
+        raise ValueError(f"{', '.join(given)} given without do_sample=True: greedy decoding would ignore it; "
+                         "add do_sample=True or leave it out")
+    if temperature is not None and temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; it must be above 0 (greedy: no do_sample)")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
+    if top_k is not None and top_k < 0:
+        raise ValueError(f"top_k is {top_k}; it must be 0 (no limit) or more")
+    return {**GREEDY, "do_sample": True, "top_k": 0, **given} if do_sample else GREEDY
+
+
 def _gguf(source: Path | str) -> dict[str, object]:
-    """Options for a folder whose weights are in a GGUF file: its values are restored, in the memory of 16 bits."""
+    """Return options to load a folder whose weights are in a GGUF file, dequantized to 16 bit."""
     files = list(source.glob("*.gguf")) if isinstance(source, Path) else []
     if len(files) != 1 or any(source.glob("*.safetensors")):
         return {}
     from transformers import GgufConfig
 
-    from .gguf_header import read_gguf_header
+    from .models.gguf_header import read_gguf_header
 
     read_gguf_header(files[0])  # says what is wrong with a damaged file
     return {"gguf_file": files[0].name, "quantization_config": GgufConfig(dequantize=True)}
 
 
+def _bitsandbytes(precision: str, double_quant: bool):
+    from transformers import BitsAndBytesConfig
+
+    if precision == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=precision, bnb_4bit_compute_dtype=dtype_of(precision),
+        bnb_4bit_use_double_quant=double_quant)
+
+
 @contextmanager
 def _reading(source: Path | str) -> Iterator[None]:
-    """Whatever goes wrong while a model is read, as one sentence."""
+    """Turn every error while a model is read into one sentence."""
     from safetensors import SafetensorError
 
     try:
@@ -103,99 +230,8 @@ def _reading(source: Path | str) -> Iterator[None]:
         raise _hub_error(source, error) from error
 
 
-def _check_device(device: str | None) -> str:
-    import torch
-
-    device = device or profile().device
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise ValueError(f"device is {device!r}; it must be one that torch knows, such as 'cpu' or 'cuda'") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but torch sees no CUDA GPU here; use 'cpu'")
-    return device
-
-
-def resolve(name: str | Path) -> Path | str:
-    """Where `load` takes a model from: a local folder as a Path, or a hub id as a string.
-
-    Raises:
-        LookupError: neither a folder nor of the form of a hub id.
-    """
-    if name == default_model.NAME:
-        return default_model.folder()
-    if Path(name).is_dir():
-        return Path(name)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        return str(name)
-    raise LookupError(f"name is {str(name)!r}: no folder here has that name, and a hub id looks like 'owner/model'; "
-                      f"the default model is {default_model.NAME!r}")
-
-
-def half_precision() -> str:
-    """The 16-bit precision of this machine: "bf16", or "fp16" on a GPU without hardware for it, such as a T4."""
-    import torch
-
-    return "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16"
-
-
-def dtype_of(precision: str) -> torch.dtype:
-    """torch's type of a precision; of a quantized one that of embeddings, norms and the LM head, in 16 bit."""
-    import torch
-
-    types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    return types[precision if precision in types else half_precision()]
-
-
-def _bitsandbytes(precision: str, double_quant: bool):
-    from transformers import BitsAndBytesConfig
-
-    if precision == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=precision, bnb_4bit_compute_dtype=dtype_of(precision),
-                              bnb_4bit_use_double_quant=double_quant)
-
-
-def _check_unquantized(name: str, config: PreTrainedConfig, precision: str) -> None:
-    """A quantized folder keeps its format; precision is then the type of what is not quantized."""
-    made = getattr(config, "quantization_config", None)
-    if made and precision in QUANTIZED:
-        method = made.get("quant_method", "an unnamed method") if isinstance(made, dict) else made.quant_method
-        raise ValueError(f"precision is {precision!r}, but {name} is quantized already ({method}); load it with 'bf16', "
-                         "the type of what is not quantized")
-
-
-def free_memory(device: str = "cpu") -> int:
-    """Bytes that can still be allocated on `device`."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.mem_get_info(torch.device(device))[0]
-    import psutil
-
-    return psutil.virtual_memory().available
-
-
-def _check_memory(name: str, config: PreTrainedConfig, precision: str, device: str, double_quant: bool) -> None:
-    from .memory import estimate
-
-    free = free_memory(device)
-
-    def needed(candidate: str) -> int:
-        return estimate(config, candidate, context=1024, batch=1, double_quant=double_quant).total
-
-    if needed(precision) <= free:
-        return
-    smaller = ("bf16", "int8", "nf4")
-    fits = next((candidate for candidate in smaller if needed(candidate) <= free), None)
-    advice = f"{fits!r} would fit ({needed(fits) / 1e9:.2f} GB)" if fits else (
-        f"even 'nf4' takes {needed('nf4') / 1e9:.2f} GB: choose a smaller model")
-    raise MemoryError(f"{name} in {precision} takes about {needed(precision) / 1e9:.2f} GB, and {free / 1e9:.2f} GB are "
-                      f"free on {device}; {advice}, or pass force=True")
-
-
 def _hub_error(name: str, error: Exception) -> Exception:
-    """The error that a learner can act on, out of the chain of causes that the hub's client raised."""
+    """Return an error that a learner can act on, from the causes that the Hub's client raised."""
     from huggingface_hub import errors
 
     chain: list[BaseException] = []
@@ -203,104 +239,41 @@ def _hub_error(name: str, error: Exception) -> Exception:
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-    if any(isinstance(one, errors.GatedRepoError) for one in chain):
-        return PermissionError(f"{name} is gated: accept its licence on huggingface.co/{name}, then log in with a token "
-                               "(hf auth login, or the environment variable HF_TOKEN)")
-    if any(isinstance(one, errors.RepositoryNotFoundError) for one in chain):
-        return LookupError(f"the hub has no model {name!r}, or it is private: check the spelling, or log in (hf auth login)")
-    if any(isinstance(one, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError)) for one in chain):
-        return ConnectionError(f"the model hub cannot be reached, and {name} is not in its local cache: check the network, "
-                               f"or use the default model, load({default_model.NAME!r})")
+
+    def caused_by(*kinds: type) -> bool:
+        return any(isinstance(cause, kinds) for cause in chain)
+
+    if caused_by(errors.GatedRepoError):
+        return PermissionError(f"{name} is gated: accept its licence on huggingface.co/{name}, then log in "
+                               "with a token (hf auth login, or the environment variable HF_TOKEN)")
+    if caused_by(errors.RepositoryNotFoundError):
+        return LookupError(f"the hub has no model {name!r}, or it is private: check the spelling, or log in "
+                           "(hf auth login)")
+    if caused_by(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):
+        return ConnectionError(f"the model hub cannot be reached, and {name} is not in its local cache: "
+                               f"check the network, or use the default model, load({offline_models.NAME!r})")
     return OSError(f"cannot load {name}: {error}")
 
 
-def chat(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt_or_messages: str | list[dict[str, str]], *,
-    system: str | None = None, max_new_tokens: int = 128, stream: bool = False, do_sample: bool = False,
-    temperature: float | None = None, top_p: float | None = None, top_k: int | None = None,
-) -> str:
-    """The model's answer, without the prompt and without special tokens; it ends at the end of the model's turn.
-
-    Decoding is greedy, so the same prompt gives the same answer, whatever the model's own generation config says
-    (and that config stays as it is). Sampling: `do_sample=True`, and `cl.set_seed` for the same draw again.
-
-    Args:
-        prompt_or_messages: the user's words, or messages [{"role": "user", "content": "…"}, …].
-        system: a system prompt put before the messages.
-        stream: print the answer as it is made.
-        temperature, top_p, top_k: only with do_sample=True.
-
-    Raises:
-        ValueError: an empty prompt, a wrong role, a sampling argument without sampling or out of range.
-    """
+def _check_device(device: str | None) -> str:
     import torch
-    from transformers import TextStreamer
 
-    messages = read_messages(prompt_or_messages, system)
-    sampling = _sampling(do_sample, temperature, top_p, top_k)
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    inputs = inputs.to(model.device)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
-    with torch.inference_mode():
-        output = model.generate(**inputs, **sampling, max_new_tokens=max_new_tokens, streamer=streamer,
-                                pad_token_id=tokenizer.pad_token_id)
-    return tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True).strip()
-
-
-def read_messages(prompt_or_messages: str | list[dict[str, str]], system: str | None = None) -> list[dict[str, str]]:
-    """The messages of a conversation, checked, a system prompt put before them.
-
-    Raises:
-        ValueError: an empty prompt, no messages, a wrong role, or two system prompts.
-    """
-    if isinstance(prompt_or_messages, str):
-        if not prompt_or_messages.strip():
-            raise ValueError("prompt_or_messages is empty; ask something")
-        messages = [{"role": "user", "content": prompt_or_messages}]
-    else:
-        messages = list(prompt_or_messages)
-        for message in messages:
-            if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-                raise ValueError(f"prompt_or_messages holds {message!r}; a message is a dict with 'role' and 'content'")
-            check_choice("role", message["role"], ("system", "user", "assistant"))
-        if not messages:
-            raise ValueError("prompt_or_messages is empty; ask something")
-    if system is not None:
-        if messages[0]["role"] == "system":
-            raise ValueError("system was given, but the messages already start with a system message; keep one of them")
-        messages = [{"role": "system", "content": system}, *messages]
-    return messages
-
-
-def _sampling(do_sample: bool, temperature: float | None, top_p: float | None, top_k: int | None) -> dict:
-    """Keyword arguments for `generate` that leave nothing to the model's own generation config."""
-    every = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
-    given = {key: value for key, value in every.items() if value is not None}
-    if given and not do_sample:
-        raise ValueError(f"{', '.join(given)} given without do_sample=True: greedy decoding would ignore it; "
-                         "add do_sample=True or leave it out")
-    if temperature is not None and temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; it must be above 0 (for greedy decoding leave out do_sample)")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
-    if top_k is not None and top_k < 0:
-        raise ValueError(f"top_k is {top_k}; it must be 0 (no limit) or more")
-    # top_k 50 is generate's own default: any other value would log a warning in greedy decoding
-    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0 if do_sample else 50, "repetition_penalty": 1.0}
-    return {"do_sample": do_sample, **neutral, **given}
-
-
-def main() -> int:
-    """Fetch the default model into the cache; what `course.py` calls after an install."""
+    device = device or profile().device
     try:
-        default_model.folder()
-    except OSError as error:  # ConnectionError is one
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}; torch knows 'cpu', 'cuda', 'cuda:1', …") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, but torch sees no CUDA GPU here; use 'cpu'")
+    return device
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _check_unquantized(name: str, config: PreTrainedConfig, precision: str) -> None:
+    """Raise a ValueError if a model that is already quantized would be quantized again."""
+    stored = getattr(config, "quantization_config", None)
+    # a quantized folder keeps its format; precision is then the dtype of its other parameters
+    if stored and precision in QUANTIZED:
+        named = isinstance(stored, dict)
+        method = stored.get("quant_method", "an unnamed method") if named else stored.quant_method
+        raise ValueError(f"precision is {precision!r}, but {name} is quantized already ({method}); load it "
+                         "with 'bf16', the type of what is not quantized")

@@ -1,4 +1,4 @@
-"""Shared by all tests: no network, no progress bars, a tiny model made on the spot, and the real one where a test asks."""
+"""Shared by all tests: no network, no progress bars, a tiny model, the real one where a test asks for it."""
 import ipaddress
 import os
 import socket
@@ -9,9 +9,6 @@ os.environ.setdefault("COURSE_PROFILE", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ["COURSE_QUIET"] = "1"  # no progress bars, in the notebooks' kernels neither
-
-CHATML = ("{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +23,7 @@ def no_network(monkeypatch):
             except ValueError:
                 loopback = address[0] == "localhost"
             if not loopback:
-                raise ConnectionRefusedError(f"a test tried to reach {address[0]}; tests run without a network")
+                raise ConnectionRefusedError(f"a test tried to reach {address[0]}; tests have no network")
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
@@ -45,32 +42,20 @@ def shown(monkeypatch):
     """The list of what notebooks would display from now on."""
     import IPython.display
 
-    found = []
-    monkeypatch.setattr(IPython.display, "display", lambda data, raw: found.append(data))
-    return found
+    displayed = []
+    monkeypatch.setattr(IPython.display, "display", lambda data, raw: displayed.append(data))
+    return displayed
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
-    """A folder with a random two-layer Llama (tied embeddings) and a byte-level tokenizer with a ChatML template."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    """A folder with a random two-layer Llama (tied embeddings) and a tokenizer of bytes that knows ChatML."""
+    from course_lib.graders.tiny import tiny_model, tiny_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny")
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE({token: index for index, token in enumerate(specials + letters)}, []))
-    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    raw.add_special_tokens(specials)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<|im_start|>", eos_token="<|im_end|>",
-                                        pad_token="<|endoftext|>", chat_template=CHATML, model_max_length=256)
+    tokenizer = tiny_tokenizer(context=256)
     tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
-                         bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.3)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_model(tokenizer, layers=2, spread=0.3, context=256, letters_only=False).save_pretrained(folder)
     return folder
 
 
@@ -84,10 +69,10 @@ def tiny(tiny_folder):
 
 @pytest.fixture(scope="session")
 def real_folder():
-    """The folder of the real SmolLM2-135M-Instruct in the cache that the set-up filled; tests must not change it."""
-    from course_lib import default_model
+    """The folder of the real SmolLM2-135M-Instruct in the cache of the set-up; tests must not change it."""
+    from course_lib import offline_models
 
-    return default_model.folder()
+    return offline_models.folder()
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,10 @@
-"""Loading and chatting: every precision, every error a learner meets, on a tiny folder; the real model where it matters."""
+"""Loading and chatting: every precision, every error a learner meets; the real model where it matters."""
 import copy
 import http.server
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -10,16 +12,16 @@ import pytest
 import torch
 
 from course_lib import loading
+from course_lib.models import memory
 
-ASK = "What is the capital of France?"
+# --- load
 
-
-# --- load --------------------------------------------------------------------------------------------------------
-
-def test_the_default_model_answers(real):
+def test_the_default_model_answers_and_stops_at_the_end_of_its_turn(real, capsys):
     model, tokenizer = real
     assert model.num_parameters() == 134_515_008
-    assert loading.chat(model, tokenizer, ASK) == "The capital of France is Paris."
+    answer = loading.chat(model, tokenizer, "What is the capital of France?", stream=True, max_new_tokens=100)
+    assert answer == "The capital of France is Paris."
+    assert capsys.readouterr().out.strip() == answer, "streaming prints what is returned"
 
 
 def test_a_warm_load_is_quick(real):
@@ -28,8 +30,9 @@ def test_a_warm_load_is_quick(real):
     assert time.perf_counter() - start < 10  # 0.5 s here; the bound only catches a conversion at every load
 
 
-@pytest.mark.parametrize("precision, dtype", [("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16),
-                                              ("int8", torch.int8), ("nf4", torch.uint8), ("fp4", torch.uint8)])
+@pytest.mark.parametrize("precision, dtype", [
+    ("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16), ("int8", torch.int8),
+    ("nf4", torch.uint8), ("fp4", torch.uint8)])
 def test_every_precision_loads_and_generates(tiny_folder, precision, dtype):
     model, tokenizer = loading.load(tiny_folder, precision)
     assert model.model.layers[0].mlp.up_proj.weight.dtype == dtype
@@ -38,26 +41,27 @@ def test_every_precision_loads_and_generates(tiny_folder, precision, dtype):
 
 
 def test_double_quantization_can_be_switched_off(tiny_folder):
-    nested = [loading.load(tiny_folder, "nf4", double_quant=flag)[0].model.layers[0].mlp.up_proj.weight.quant_state.nested
-              for flag in (True, False)]
-    assert nested == [True, False]
+    for flag in (True, False):
+        model, _ = loading.load(tiny_folder, "nf4", double_quant=flag)
+        assert model.model.layers[0].mlp.up_proj.weight.quant_state.nested == flag
 
 
-@pytest.mark.parametrize("attn", ["eager", "sdpa"])
-def test_the_attention_can_be_chosen(tiny_folder, attn):
-    assert loading.load(tiny_folder, attn=attn)[0].config._attn_implementation == attn
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_attention_can_be_chosen(tiny_folder, attention):
+    model, _ = loading.load(tiny_folder, attn_implementation=attention)
+    assert model.config._attn_implementation == attention
 
 
-def test_int8_says_nothing(real, capfd, caplog):
-    model, tokenizer = loading.load(precision="int8")
+def test_int8_says_nothing(tiny_folder, capfd, caplog):
+    model, tokenizer = loading.load(tiny_folder, "int8")
     loading.chat(model, tokenizer, "Hi", max_new_tokens=4)
     captured = capfd.readouterr()
     assert (captured.out, captured.err, caplog.records) == ("", "", [])
 
 
 @pytest.mark.parametrize("arguments, error, words", [
-    ({"precision": "int2"}, ValueError, "precision is 'int2'; it must be one of fp32, fp16, bf16, int8, nf4, fp4"),
-    ({"attn": "flash"}, ValueError, "attn is 'flash'"),
+    ({"precision": "int2"}, ValueError, "precision is 'int2'; .* one of fp32, fp16, bf16, int8, nf4, fp4"),
+    ({"attn_implementation": "flash"}, ValueError, "attn_implementation is 'flash'"),
     ({"device": "gpu"}, ValueError, "device is 'gpu'"),
     ({"name": "no_such_folder"}, LookupError, "no_such_folder"),
 ])
@@ -76,14 +80,12 @@ def test_too_large_is_refused_before_weights_are_read(tiny_folder, tmp_path, mon
     folder = shutil.copytree(tiny_folder, tmp_path / "no_weights")
     (folder / "model.safetensors").unlink()
     free = {"bytes": 0}
-    monkeypatch.setattr(loading, "free_memory", lambda device: free["bytes"])
+    monkeypatch.setattr(memory, "free_memory", lambda device: free["bytes"])
     with pytest.raises(MemoryError, match=r"even 'nf4' takes 0\.00 GB: choose a smaller model"):
         loading.load(folder, "fp32")
-    from course_lib.memory import estimate
-
     config = loading.load(tiny_folder, "fp32", force=True)[0].config
-    free["bytes"] = estimate(config, "int8", context=1024).total
-    with pytest.raises(MemoryError, match="in fp32 takes about .* GB are free on cpu; 'int8' would fit .*force=True"):
+    free["bytes"] = memory.estimate_memory(config, "int8", context=1024).total
+    with pytest.raises(MemoryError, match="fp32 takes about .* are free on cpu; 'int8' would fit .*force"):
         loading.load(folder, "fp32")
     assert loading.load(tiny_folder, "fp32", force=True)
 
@@ -114,7 +116,50 @@ def test_remote_code_is_never_run(tiny_folder, tmp_path):
     assert not witness.exists()
 
 
-# --- the hub, played by a server on loopback ---------------------------------------------------------------------
+def test_a_quantized_folder_loads_in_a_process_of_its_own(tiny, tmp_path):
+    """`load` itself teaches transformers our 4-bit format."""
+    from course_lib.models.int4 import Int4Linear, replace_layers
+
+    model, tokenizer = tiny
+    weights = model.model.layers[0].mlp.up_proj.weight.detach()
+    replace_layers(model, {"model.layers.0.mlp.up_proj": Int4Linear.from_weights(weights)}, "rtn")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    code = ("import sys, course_lib as cl; model, _ = cl.load(sys.argv[1]);"
+            "print(type(model.model.layers[0].mlp.up_proj).__name__)")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "Int4Linear", done.stderr
+    with pytest.raises(ValueError, match=r"precision is 'nf4', but .* is quantized already \(course_int4\)"):
+        loading.load(tmp_path, "nf4")
+
+
+def test_what_must_not_be_quantized_is_refused(tiny, tiny_folder):
+    model, tokenizer = tiny
+    loading.refuse_quantized(model, "that is no use")
+    loading.check_plain_model(model, tokenizer)
+    quantized, _ = loading.load(tiny_folder, "nf4")
+    with pytest.raises(ValueError, match=r"is quantized \(bitsandbytes\), and that is no use; load it in"):
+        loading.refuse_quantized(quantized, "that is no use")
+    with pytest.raises(ValueError, match="would be rounded a second time"):
+        loading.check_plain_model(quantized, tokenizer)
+    with pytest.raises(ValueError, match="tokenizer is missing"):
+        loading.check_plain_model(model, None)
+    with pytest.raises(ValueError, match="model_or_folder is a int; give a folder"):
+        loading.check_plain_model(3, tokenizer)
+
+
+def test_an_adapter_is_merged_first(tiny):
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = tiny
+    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    with pytest.raises(ValueError, match="model_or_folder is a PeftModelForCausalLM; merge its adapter"):
+        loading.check_plain_model(adapted, tokenizer)
+    with pytest.raises(ValueError, match="the model has an adapter that is not merged"):
+        loading.check_plain_model(model, tokenizer)
+
+
+# --- the hub, played by a server on loopback
 
 class Hub(http.server.BaseHTTPRequestHandler):
     """Answers as the hub does for a gated and for an unknown model."""
@@ -134,13 +179,14 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A function that points huggingface_hub at an address, with an empty cache and no pauses between tries."""
+    """A function that points huggingface_hub at an address, with an empty cache and no pauses."""
     from huggingface_hub import constants
     from huggingface_hub.utils import _http
 
     def use(address):
         monkeypatch.setattr(constants, "ENDPOINT", address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
 
@@ -170,31 +216,33 @@ def test_an_unknown_model_is_named(hub, hub_address):
 
 def test_an_unreachable_hub_is_named(hub):
     hub("http://127.0.0.1:9")
-    with pytest.raises(ConnectionError, match="the model hub cannot be reached, and owner/model is not in its local cache"):
+    words = "the model hub cannot be reached, and owner/model is not in its local cache"
+    with pytest.raises(ConnectionError, match=words):
         loading.load("owner/model")
 
 
-# --- chat --------------------------------------------------------------------------------------------------------
+# --- chat
 
-def test_chat_takes_messages_and_a_system_prompt(real):
-    model, tokenizer = real
-    answer = loading.chat(model, tokenizer, [{"role": "user", "content": ASK}])
-    assert answer == loading.chat(model, tokenizer, ASK) and "Paris" in answer
-    in_messages = [{"role": "system", "content": "You are a pirate."}, {"role": "user", "content": ASK}]
-    assert loading.chat(model, tokenizer, ASK, system="You are a pirate.") == loading.chat(model, tokenizer, in_messages)
-
-
-def test_streaming_prints_what_is_returned(real, capsys):
-    answer = loading.chat(*real, ASK, stream=True)
-    assert capsys.readouterr().out.strip() == answer
+def test_chat_takes_messages_and_a_system_prompt(tiny):
+    model, tokenizer = tiny
+    short = {"max_new_tokens": 12}
+    system = [{"role": "system", "content": "You are a pirate."}]
+    user = [{"role": "user", "content": "hello"}]
+    plain = loading.chat(model, tokenizer, "hello", **short)
+    pirate = loading.chat(model, tokenizer, "hello", system="You are a pirate.", **short)
+    assert plain == loading.chat(model, tokenizer, user, **short)
+    assert pirate == loading.chat(model, tokenizer, system + user, **short)
+    assert plain != pirate
 
 
 def test_greedy_ignores_the_models_generation_config_and_leaves_it(tiny):
     model, tokenizer = tiny
     plain = loading.chat(model, tokenizer, "hello", max_new_tokens=12)
-    config = model.generation_config
-    config.do_sample, config.temperature, config.top_k, config.repetition_penalty = True, 9.0, 3, 2.0
-    before = copy.deepcopy(config.to_dict())
+    loud = {"do_sample": True, "num_beams": 3, "temperature": 9.0, "top_k": 3, "top_p": 0.3, "min_p": 0.2,
+            "typical_p": 0.4, "repetition_penalty": 2.0, "no_repeat_ngram_size": 2}
+    assert loud.keys() == loading.GREEDY.keys()
+    model.generation_config.update(**loud)
+    before = copy.deepcopy(model.generation_config.to_dict())
     assert loading.chat(model, tokenizer, "hello", max_new_tokens=12) == plain
     assert model.generation_config.to_dict() == before
 
@@ -204,35 +252,25 @@ def test_sampling_is_repeatable_by_its_seed(tiny):
 
     def draw(seed):
         set_seed(seed)
-        return loading.chat(*tiny, "hello", max_new_tokens=12, do_sample=True, temperature=1.5, top_p=0.9, top_k=100)
+        return loading.chat(*tiny, "hello", max_new_tokens=12, do_sample=True, temperature=1.5, top_p=0.9,
+                            top_k=100)
 
     assert draw(1) == draw(1) != draw(2)
 
 
-def test_it_stops_at_the_end_of_the_turn(real):
-    model, tokenizer = real
-    answer = loading.chat(model, tokenizer, ASK, max_new_tokens=100)
-    assert len(tokenizer(answer).input_ids) < 20 and "<|im_end|>" not in answer
-
-
 @pytest.mark.parametrize("prompt, arguments, words", [
-    ("", {}, "prompt_or_messages is empty"), ("  ", {}, "prompt_or_messages is empty"), ([], {}, "prompt_or_messages is empty"),
-    ([{"role": "human", "content": "hi"}], {}, "role is 'human'"), ([{"content": "hi"}], {}, "'role' and 'content'"),
-    ([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}], {"system": "c"}, "keep one of them"),
-    ("hi", {"temperature": 0.7}, "temperature given without do_sample=True"), ("hi", {"top_p": 0.9}, "top_p given without"),
+    ("", {}, "prompt_or_messages is empty"), ("  ", {}, "prompt_or_messages is empty"),
+    ([], {}, "prompt_or_messages is empty"),
+    ([{"role": "human", "content": "hi"}], {}, "role is 'human'"),
+    ([{"content": "hi"}], {}, "'role' and 'content'"),
+    ([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}], {"system": "c"}, "keep one of"),
+    ("hi", {"temperature": 0.7}, "temperature given without do_sample=True"),
+    ("hi", {"top_p": 0.9}, "top_p given without"),
     ("hi", {"do_sample": True, "temperature": 0}, "temperature is 0"),
     ("hi", {"do_sample": True, "top_p": 1.5}, "top_p is 1.5"),
-    ("hi", {"do_sample": True, "top_k": -1}, "top_k is -1"), ("hi", {"max_new_tokens": 0}, "max_new_tokens is 0"),
+    ("hi", {"do_sample": True, "top_k": -1}, "top_k is -1"),
+    ("hi", {"max_new_tokens": 0}, "max_new_tokens is 0"),
 ])
 def test_bad_prompts_and_sampling_are_named(tiny, prompt, arguments, words):
     with pytest.raises(ValueError, match=words):
         loading.chat(*tiny, prompt, **arguments)
-
-
-def test_fetching_from_the_command_line_fails_in_one_sentence(monkeypatch, capsys):
-    def fail():
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(loading.default_model, "folder", fail)
-    assert loading.main() == 1
-    assert capsys.readouterr().err == "no network\n"

@@ -1,14 +1,17 @@
-"""The machinery of the graders: their registry, the verdict, and what most of them share.
+"""Registry of the graders, the function `check`, and helpers that most graders share.
 
-A grader returns None for a right answer, or the key of a hint in strings.json with its fields. It tries an answer
-on cases of its own, so that a constant that fits the example in the lesson does not pass.
+A grader returns None for a right answer, else (key, fields) of a hint in strings.json. It tests an answer
+on its own cases, so a constant that fits the example in the lesson does not pass.
 """
 from __future__ import annotations
 
 import math
+import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 from ..runtime import text
 
@@ -17,7 +20,7 @@ Hint = tuple[str, dict[str, object]] | None
 
 @dataclass(frozen=True)
 class Grade:
-    """The verdict on one answer; true when it is right, and shown in a notebook as its message."""
+    """The verdict on one answer: true if the answer is right, shown in a notebook as its message."""
 
     passed: bool
     message: str
@@ -30,63 +33,80 @@ class Grade:
 
 
 _graders: dict[str, Callable[[object], Hint]] = {}
+_listeners: list[Callable[[str, bool, str, dict[str, object]], None]] = []
 
 
 def grader(exercise_id: str) -> Callable:
-    """Register the decorated function as the grader of one exercise."""
+    """Register the decorated function as the grader of an exercise."""
     def register(function: Callable[[object], Hint]) -> Callable[[object], Hint]:
         _graders[exercise_id] = function
         return function
     return register
 
 
-def exercises() -> list[str]:
-    """The ids of all exercises, in order."""
-    return sorted(_graders)
+@lru_cache
+def lessons() -> tuple[str, ...]:
+    """Return the numbers of the lessons that have graders, such as "02"."""
+    names = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return tuple(sorted(name.removeprefix("lesson_") for name in names if re.fullmatch(r"lesson_\d\d", name)))
+
+
+def exercises(lesson: str | None = None) -> list[str]:
+    """Return the ids of the exercises of one lesson (such as "02"), or of all lessons, in order.
+
+    Raises:
+        LookupError: the lesson has no exercises; the message lists the lessons that have some.
+    """
+    if lesson is not None and lesson not in lessons():
+        raise LookupError(f"lesson {lesson!r} has no exercises; those of {', '.join(lessons())} have")
+    for number in lessons() if lesson is None else [lesson]:
+        pkgutil.resolve_name(f"{__package__}.lesson_{number}")  # importing the file registers its graders
+    return sorted(exercise_id for exercise_id in _graders if lesson in (None, exercise_id[:2]))
+
+
+def on_grade(listener: Callable[[str, bool, str, dict[str, object]], None]) -> None:
+    """Call `listener(exercise_id, passed, key, fields)` with every later grade; key of strings.json."""
+    _listeners.append(listener)
 
 
 def check(exercise_id: str, answer: object) -> Grade:
-    """Grade an answer.
-
-    Args:
-        exercise_id: lesson and exercise, such as "02.1".
-        answer: what the exercise asks for: a value or a function. None means "not tried yet".
+    """Grade the answer to an exercise such as "02.1": a value or a function, or None for "not tried yet".
 
     Raises:
-        LookupError: there is no such exercise; the message lists those there are.
+        LookupError: there is no such exercise; the message lists the exercises of the lesson.
     """
-    if exercise_id not in _graders:
-        raise LookupError(f"no exercise {exercise_id!r}; there are {', '.join(exercises())}")
-    if answer is None:
-        return Grade(False, text("check.untouched", id=exercise_id))
-    hint = _graders[exercise_id](answer)
-    if hint is None:
-        return Grade(True, text("check.right", id=exercise_id))
-    key, values = hint
-    return Grade(False, text(key, **values))
+    known = exercises(str(exercise_id)[:2])
+    if exercise_id not in known:
+        raise LookupError(f"no exercise {exercise_id!r}; there are {', '.join(known)}")
+    hint = ("check.untouched", {"id": exercise_id}) if answer is None else _graders[exercise_id](answer)
+    key, fields = hint or ("check.right", {"id": exercise_id})
+    for listener in _listeners:
+        listener(exercise_id, hint is None, key, fields)
+    return Grade(hint is None, text(key, **fields))
 
 
 def call(answer: object, *arguments: object) -> tuple[object, Hint]:
-    """The learner's function applied to `arguments`, or the hint that says why it could not be."""
+    """Call the learner's function; return its result, or the hint that explains the failure."""
     if not callable(answer):
         return None, ("check.not_a_function", {"type": type(answer).__name__})
     try:
         result = answer(*arguments)
-    except Exception as error:  # whatever a learner's code raises is what the learner should read
-        return None, ("check.raised", {"error": f"{type(error).__name__}: {error}", "arguments": shown(arguments)})
+    except Exception as error:  # learners should read any error of their code
+        message = f"{type(error).__name__}: {error}"
+        return None, ("check.raised", {"error": message, "arguments": shown(arguments)})
     if result is None:
         return None, ("check.returned_none", {"arguments": shown(arguments)})
     return result, None
 
 
 def shown(arguments: tuple) -> str:
-    """The arguments of a call as a hint shows them, in one short piece."""
+    """Format the arguments of a call for a hint, shortened to fewer than 120 characters."""
     joined = ", ".join(map(repr, arguments))
     return joined if len(joined) < 120 else joined[:117] + "…"
 
 
 def numbers(answer: object, cases: list[tuple[tuple, float]], hint_key: str, tolerance: float = 1e-6) -> Hint:
-    """Compare a function's numbers with the right ones, case by case."""
+    """Compare the numbers that a function returns with the expected ones; return the first hint, or None."""
     for arguments, expected in cases:
         result, hint = call(answer, *arguments)
         if hint:
@@ -95,40 +115,8 @@ def numbers(answer: object, cases: list[tuple[tuple, float]], hint_key: str, tol
             return "check.not_a_number", {"type": type(result).__name__}
         try:
             number = float(result)
-        except OverflowError:  # an int beyond every float
+        except OverflowError:  # the int is too large for a float
             number = math.inf
         if not math.isclose(number, expected, rel_tol=tolerance, abs_tol=1e-12):
             return hint_key, {"arguments": shown(arguments), "result": f"{number:.6g}"}
     return None
-
-
-def attempt(made: object, method: str, *arguments: object) -> tuple[object, Hint]:
-    """A method of the learner's object called, or the hint that says why it could not be (lesson 12)."""
-    function = getattr(made, method, None)
-    if not callable(function):
-        return None, ("check.12.methods", {"method": method, "type": type(made).__name__})
-    try:
-        result = function(*arguments)
-    except NotImplementedError:
-        return None, ("check.12.unwritten", {"method": method})
-    except Exception as error:  # whatever a learner's code raises is what the learner should read
-        return None, ("check.12.raised", {"method": method, "error": f"{type(error).__name__}: {error}"})
-    return (result, None) if result is not None else (None, ("check.12.returned_none", {"method": method}))
-
-
-def attempt_report(made: object) -> tuple[str, Hint]:
-    """What `report()` of the learner's object returns, or the hint that says why that is no text."""
-    report, hint = attempt(made, "report")
-    if hint or isinstance(report, str):
-        return report, hint
-    return "", ("check.12.not_text", {"type": type(report).__name__})
-
-
-def numbers_in(report: str) -> list[float]:
-    """Every number in a text, thousands separators taken out."""
-    return [float(found.replace(",", "")) for found in re.findall(r"\d[\d,]*\.?\d*(?:e[+-]?\d+)?", report)]
-
-
-def holds(numbers: list[float], value: float) -> bool:
-    """Whether one of the numbers is this value, rounded as people round."""
-    return any(abs(number - abs(value)) <= max(0.06 * abs(value), 0.006) for number in numbers)

@@ -1,34 +1,28 @@
-"""Graders of lesson 03: tokens that fit beside a model, a sliding window with a cache, the load-balancing loss."""
+"""Graders of lesson 03: size of the KV cache, sliding-window mask, load-balancing loss."""
 from __future__ import annotations
 
-from .grading import Hint, call, grader, numbers, shown
+from .cases import judged, numeric
+from .grading import Hint, call, grader, numbers
 
 
-@grader("03.1")
-def _tokens_that_fit(answer: object) -> Hint:
-    """Whole tokens whose keys and values, 2 bytes each, fit into so many GB."""
-    cases = [((layers, heads, head_dim, gigabytes), int(gigabytes * 1e9) // (4 * layers * heads * head_dim))
-             for layers, heads, head_dim, gigabytes in ((32, 32, 96, 1), (26, 4, 256, 0.3), (24, 2, 64, 8), (28, 4, 128, 0.01))]
-    return numbers(answer, cases, "check.03.1")
+@numeric("03.1", [(32, 32, 96, 1), (26, 4, 256, 0.3), (24, 2, 64, 8), (28, 4, 128, 0.01)])
+def _tokens_that_fit(layers, heads, head_dim, gigabytes):
+    """Number of tokens whose keys and values (2 bytes per number) fit in `gigabytes`."""
+    return int(gigabytes * 1e9) // (4 * layers * heads * head_dim)
 
 
-@grader("03.2")
-def _window_mask(answer: object) -> Hint:
+@judged("03.2", [(5, 5, 3), (6, 6, 1), (1, 9, 4), (3, 8, 4), (2, 6, 10)])
+def _window_mask(result, queries, keys, window):
     import torch
 
-    from ..architectures import causal_mask
+    from ..models.architectures import causal_mask
 
-    for arguments in ((5, 5, 3), (6, 6, 1), (1, 9, 4), (3, 8, 4), (2, 6, 10)):
-        result, hint = call(answer, *arguments)
-        if hint:
-            return hint
-        if not isinstance(result, torch.Tensor) or result.shape != arguments[:2] or result.dtype != torch.bool:
-            return "check.03.2.shape", {"arguments": shown(arguments), "queries": arguments[0], "keys": arguments[1]}
-        queries, keys, window = arguments
-        if (result & ~causal_mask(queries, keys)).any():
-            return "check.03.2.future", {"arguments": shown(arguments)}
-        if not torch.equal(result, causal_mask(queries, keys, window)):
-            return "check.03.2.count", {"arguments": shown(arguments), "seen": result[-1].sum().item(), "window": window}
+    if not isinstance(result, torch.Tensor) or result.shape != (queries, keys) or result.dtype != torch.bool:
+        return "check.03.2.shape", {"queries": queries, "keys": keys}
+    if (result & ~causal_mask(queries, keys)).any():
+        return "check.03.2.future"
+    if not torch.equal(result, causal_mask(queries, keys, window)):
+        return "check.03.2.count", {"seen": result[-1].sum().item(), "window": window}
     return None
 
 
@@ -36,19 +30,20 @@ def _window_mask(answer: object) -> Hint:
 def _balance_loss(answer: object) -> Hint:
     import torch
 
-    from ..architectures import load_balancing_loss
+    from ..models.architectures import load_balancing_loss
 
-    def as_number(logits: torch.Tensor, top_k: int) -> object:
+    def as_number(logits, top_k):
         result = answer(logits, top_k)
-        one = isinstance(result, torch.Tensor) and result.numel() == 1 and not result.is_complex()
-        return result.item() if one else result
+        scalar = isinstance(result, torch.Tensor) and result.numel() == 1 and not result.is_complex()
+        return result.item() if scalar else result
 
     if not callable(answer):
         return call(answer)[1]
     generator = torch.Generator().manual_seed(3)
-    cases = [((torch.zeros(2, 4), 2), 2.0)]  # every expert as likely as any other
+    even = [((torch.zeros(2, 4), 2), 2.0)]  # all experts are equally likely
+    cases = []
     for tokens, experts, top_k in ((50, 4, 1), (40, 6, 2), (9, 8, 3)):
         logits = 3 * torch.randn(tokens, experts, generator=generator) - 1
         cases.append(((logits, top_k), load_balancing_loss(logits, top_k).item()))
-    return (numbers(as_number, cases[:1], "check.03.3.even", tolerance=1e-4)
-            or numbers(as_number, cases[1:], "check.03.3", tolerance=1e-4))
+    return (numbers(as_number, even, "check.03.3.even", tolerance=1e-4)
+            or numbers(as_number, cases, "check.03.3", tolerance=1e-4))

@@ -1,4 +1,4 @@
-"""Graders of lesson 10: how many questions tell two scores apart, the number in an answer, pass@k."""
+"""Graders of lesson 10: questions needed to separate two scores, number in an answer, pass@k."""
 from __future__ import annotations
 
 import math
@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from .grading import Hint, call, grader, numbers
 
-# what is written, the number in it, the hint where it is missed
+# text, the number in it, kind of the hint if an answer misses it
 _FORMATS = (
     ("42", 42, "plain"),
     ("#### 17", 17, "plain"),
@@ -27,29 +27,29 @@ _FORMATS = (
 
 @grader("10.1")
 def _questions_needed(answer: object) -> Hint:
-    """Questions at which the difference of two independent scores is 1.96 of its standard errors, rounded up."""
+    """Expect the number of questions, rounded up, at which the difference is 1.96 standard errors."""
     for better, worse in ((0.65, 0.60), (0.9, 0.8), (0.52, 0.5), (0.3, 0.25), (0.75, 0.5)):
         terms = [(1.96 / (better - worse)) ** 2 * share * (1 - share) for share in (better, worse)]
         hint = numbers(answer, [((better, worse), math.ceil(sum(terms)))], "check.10.1")
-        if not hint or hint[0] != "check.10.1":
-            if hint:
-                return hint
-            continue
-        result = answer(better, worse)
-        if any(math.isclose(result, term, abs_tol=1.5) for term in terms):
-            return "check.10.1.one", hint[1]
-        return "check.10.1.whole" if math.isclose(result, sum(terms), abs_tol=1.5) else "check.10.1", hint[1]
+        if hint and hint[0] == "check.10.1":
+            result = answer(better, worse)
+            if any(math.isclose(result, term, abs_tol=1.5) for term in terms):
+                return "check.10.1.one", hint[1]
+            near = math.isclose(result, sum(terms), abs_tol=1.5)
+            return "check.10.1.whole" if near else "check.10.1", hint[1]
+        if hint:
+            return hint
     return None
 
 
 @grader("10.2")
 def _extract(answer: object) -> Hint:
-    """The number in what a model wrote, in the ways in which models write; None where there is none."""
+    """Expect the final number in a model's answer in any of its usual formats, or None without one."""
     for written, right, kind in _FORMATS:
         result, hint = call(answer, written)
         if hint and (hint[0] != "check.returned_none" or kind == "plain"):
             return hint
-        if result is not None and (isinstance(result, bool) or not isinstance(result, (int, float, Fraction))):
+        if isinstance(result, bool) or not isinstance(result, (int, float, Fraction, type(None))):
             return "check.not_a_number", {"type": type(result).__name__}
         if result != Fraction(right):
             return f"check.10.2.{kind}", {"written": written, "result": str(result)}
@@ -61,7 +61,7 @@ def _extract(answer: object) -> Hint:
 
 @grader("10.3")
 def _pass_at_k(answer: object) -> Hint:
-    """Chance that at least one of k programs, drawn without replacement from n of which c are right, is right."""
+    """Expect the chance that one of k programs is right, drawn without replacement from n with c right."""
     for n, c, k in ((10, 3, 1), (10, 3, 5), (5, 0, 3), (200, 20, 10)):
         hint = numbers(answer, [((n, c, k), 1 - math.comb(n - c, k) / math.comb(n, k))], "check.10.3")
         if hint and hint[0] == "check.10.3":

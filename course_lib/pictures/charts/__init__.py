@@ -1,0 +1,1 @@
+"""Charts of the lessons, one file for each subject."""

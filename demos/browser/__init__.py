@@ -1,0 +1,1 @@
+"""The model in a web page: `python -m demos.browser`."""

@@ -1,0 +1,1 @@
+"""Tools for maintainers, run from the root of a checkout, such as `python -m tools.pairs status`."""
