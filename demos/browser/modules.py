@@ -5,8 +5,7 @@ a package runs, and only the files that the page loads are kept. After a change 
 
     npm install --package-lock-only --omit-lockfile-registry-resolved
 
-Sources:
-    https://docs.npmjs.com/cli/commands/npm-ci
+Sources: npm's documentation of `npm ci`, and
     https://onnxruntime.ai/docs/tutorials/web/deploy.html (which files)
     https://github.com/huggingface/tokenizers.js
     https://github.com/huggingface/huggingface.js/tree/main/packages/jinja
